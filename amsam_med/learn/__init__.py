@@ -1,0 +1,25 @@
+"""Few-shot training: the loss, the two levels and their gradients, and embeddings that are computed once."""
+
+from amsam_med.learn.cache import EmbeddingCache, EncodedDataset
+from amsam_med.learn.handler import BiLevelHandler, SeedHandler
+from amsam_med.learn.levels import (
+    lower_parameters,
+    set_trainable,
+    split_levels,
+    trainable_state,
+    upper_parameters,
+)
+from amsam_med.learn.loss import SegmentationLoss
+
+__all__ = [
+    "BiLevelHandler",
+    "EmbeddingCache",
+    "EncodedDataset",
+    "SeedHandler",
+    "SegmentationLoss",
+    "lower_parameters",
+    "set_trainable",
+    "split_levels",
+    "trainable_state",
+    "upper_parameters",
+]

@@ -1,0 +1,128 @@
+"""The two levels of training: who owns which parameters and which half of the examples (Eq. 6-8).
+
+The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6). The upper level
+trains A, the prompt embedding, on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so;
+parameters are known by their names in :class:`amsam_med.model.AmSam`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from amsam_med.errors import ConfigError, DataError
+
+Item = TypeVar("Item")
+Network = TypeVar("Network", bound=nn.Module)
+
+PROMPT_EMBEDDING = "prompt_encoder.no_mask_embed.weight"
+"""A: float ``(1, 256)``, added at every position of the image embedding."""
+LORA_SUFFIXES = (".lora_a", ".lora_b")
+DECODER_PARTS = (
+    "mask_decoder.iou_token.",
+    "mask_decoder.mask_tokens.",
+    "mask_decoder.output_upscaling.",
+    "mask_decoder.output_hypernetworks_mlps.",
+    "mask_decoder.iou_prediction_head.",
+)
+"""The parts of the decoder that are trained whole, beside the LoRA weights inside its transformer."""
+CALIBRATION = "calibration."
+
+
+def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Eq. (6). W, the parameters of the lower level, by name in the network's order.
+
+    Raises:
+        ConfigError: The network has no LoRA weights.
+    """
+    lower = {name: parameter for name, parameter in network.named_parameters() if _is_lower(name)}
+    if not any(name.endswith(LORA_SUFFIXES) for name in lower):
+        raise ConfigError(
+            f"{type(network).__name__} has no LoRA weights (no parameter ends in {' or '.join(LORA_SUFFIXES)}); "
+            "build it with build_amsam(rank=4), and hand over the network itself, not a wrapper around it"
+        )
+    return lower
+
+
+def upper_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Eq. (7). A, the parameter of the upper level, by name.
+
+    Raises:
+        ConfigError: The network has no prompt embedding.
+    """
+    upper = {name: parameter for name, parameter in network.named_parameters() if name == PROMPT_EMBEDDING}
+    if not upper:
+        raise ConfigError(
+            f"{type(network).__name__} has no prompt embedding A (no parameter is named {PROMPT_EMBEDDING}); "
+            "build it with build_amsam, and hand over the network itself, not a wrapper around it"
+        )
+    return upper
+
+
+def set_trainable(network: Network) -> Network:
+    """Let exactly W and A require gradients, and keep parts without either (the image encoder) in evaluation mode.
+
+    A trainer calls ``network.train()`` before every step; a frozen part returns to evaluation mode by itself before it
+    runs, so that frozen batch statistics stay frozen.
+
+    Returns:
+        The network, so that a configuration can name the prepared network in one expression.
+
+    Raises:
+        ConfigError: The network has no prompt embedding or no LoRA weights.
+    """
+    trainable = lower_parameters(network).keys() | upper_parameters(network).keys()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    for child in network.children():
+        if not any(parameter.requires_grad for parameter in child.parameters()):
+            child.eval()
+            child.register_forward_pre_hook(_stay_in_evaluation)
+    return network
+
+
+def trainable_state(network: nn.Module) -> dict[str, Tensor]:
+    """What an adapter stores: copies of W and A on the CPU, by name.
+
+    Raises:
+        ConfigError: The network has no prompt embedding or no LoRA weights.
+    """
+    trained = {**lower_parameters(network), **upper_parameters(network)}
+    return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
+
+
+def split_levels(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
+    """Draw the two halves of the examples, D1 for the lower and D2 for the upper level.
+
+    Split cases, not views of cases: a view of a D1 image in D2 would tell the upper level what W has already seen.
+
+    Args:
+        items: The examples; the same items in the same order give the same halves.
+        seed: Of the draw.
+
+    Returns:
+        D1 and D2; D1 has one item more for an odd count.
+
+    Raises:
+        DataError: Fewer than two items.
+    """
+    if len(items) < 2:
+        raise DataError(
+            f"got {len(items)} example(s); expected at least 2, because half of them train the decoder (D1) and the "
+            "other half the prompt embedding (D2); label at least one more image"
+        )
+    drawn = list(items)
+    random.Random(seed).shuffle(drawn)
+    middle = (len(drawn) + 1) // 2
+    return drawn[:middle], drawn[middle:]
+
+
+def _is_lower(name: str) -> bool:
+    return name.endswith(LORA_SUFFIXES) or name.startswith((*DECODER_PARTS, CALIBRATION))
+
+
+def _stay_in_evaluation(module: nn.Module, _inputs: Any) -> None:
+    module.eval()

@@ -1,0 +1,133 @@
+"""Image encoders: SAM's ViT at any input size, and a compact convolutional one. Both are frozen in few-shot training.
+
+An encoder turns RGB images float ``(B, 3, S, S)`` in [0, 1] into embeddings float ``(B, 256, S/16, S/16)`` and does its
+own normalisation, so that every caller hands over the same plain images.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import timm
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.common import LayerNorm2d
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amsam_med.model.decoder import EMBEDDING_CHANNELS
+from amsam_med.model.prompt import PATCH
+
+COMPACT_BACKBONE = "repvit_m0_9"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VitSize(NamedTuple):
+    """What tells SAM's three encoders apart."""
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+class SamImageEncoder(ImageEncoderViT):
+    """SAM's ViT built for square inputs of ``input_size`` pixels.
+
+    Pixels enter as they are in [0, 1] (no mean, no standard deviation), as in the paper's ancestors SAMed and BLO-SAM.
+
+    Args:
+        size: Width, depth, heads and global blocks of the ViT.
+        input_size: A multiple of 16; SAM's own is 1024.
+    """
+
+    def __init__(self, size: VitSize, input_size: int) -> None:
+        super().__init__(
+            img_size=input_size,
+            patch_size=PATCH,
+            embed_dim=size.width,
+            depth=size.depth,
+            num_heads=size.heads,
+            out_chans=EMBEDDING_CHANNELS,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=14,
+            global_attn_indexes=size.global_blocks,
+        )
+        self.input_size = input_size
+
+    def fit_positions(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Interpolate position tables of a checkpoint made at another input size.
+
+        Args:
+            state: The encoder's part of a SAM checkpoint, names relative to the encoder.
+
+        Returns:
+            The same tensors, the absolute table and the global blocks' relative tables resized to this encoder's.
+        """
+        own = self.state_dict()
+        fitted = dict(state)
+        for name, table in state.items():
+            if name not in own or own[name].shape == table.shape:
+                continue
+            if name == "pos_embed":
+                fitted[name] = _resize_grid(table, own[name].shape[1])
+            elif name.endswith(("rel_pos_h", "rel_pos_w")):
+                fitted[name] = _resize_line(table, own[name].shape[0])
+        return fitted
+
+
+class CompactImageEncoder(nn.Module):
+    """A small convolutional encoder: a timm backbone whose stride 8, 16 and 32 features are summed at stride 16.
+
+    Args:
+        input_size: Side of the model input in pixels, a multiple of 32.
+        is_fused: Build the backbone with its parallel branches merged, as it is shipped; False for training it.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, input_size: int = 256, is_fused: bool = True) -> None:
+        super().__init__()
+        backbone = timm.create_model(COMPACT_BACKBONE, features_only=True, out_indices=(1, 2, 3), pretrained=False)
+        self.input_size = input_size
+        self.backbone: nn.Module = reparameterize_model(backbone) if is_fused else backbone
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1) for channels in backbone.feature_info.channels()
+        )
+        self.smooth = nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False)
+        self.norm = LayerNorm2d(EMBEDDING_CHANNELS)
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed float ``(B, 3, S, S)`` in [0, 1] as float ``(B, 256, S/16, S/16)``."""
+        features = self.backbone((image - self.pixel_mean) / self.pixel_std)
+        fine, middle, coarse = (lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True))
+        summed = (
+            middle
+            + functional.avg_pool2d(fine, kernel_size=2)
+            + functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        )
+        embedding: Tensor = self.norm(self.smooth(functional.gelu(summed)))
+        return embedding
+
+    def fuse(self) -> None:
+        """Merge the backbone's parallel training branches: the same function in fewer operations (in place)."""
+        self.eval()
+        self.backbone = reparameterize_model(self.backbone)
+
+
+def _resize_grid(table: Tensor, side: int) -> Tensor:
+    """Absolute positions ``(1, h, w, C)`` to ``(1, side, side, C)``."""
+    resized = functional.interpolate(table.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+def _resize_line(table: Tensor, length: int) -> Tensor:
+    """Relative positions ``(L, C)`` to ``(length, C)``."""
+    return functional.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T

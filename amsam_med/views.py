@@ -1,0 +1,34 @@
+"""The eight flips and rotations of a square image, and what they do to boxes.
+
+View ``k`` rotates by ``k % 4`` quarter turns (counter-clockwise) and then, for ``k >= 4``, mirrors left to right. View 0
+is the image itself. A frozen encoder sees each view once, so views are augmentation at no cost per epoch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VIEW_COUNT = 8
+
+
+def view_image(image: Tensor, view: int) -> Tensor:
+    """View ``view`` of ``(..., S, S)`` (images, masks, logits alike)."""
+    turned = torch.rot90(image, view % 4, dims=(-2, -1))
+    return turned.flip(-1) if view >= 4 else turned
+
+
+def unview_image(image: Tensor, view: int) -> Tensor:
+    """Undo :func:`view_image`."""
+    straight = image.flip(-1) if view >= 4 else image
+    return torch.rot90(straight, -(view % 4), dims=(-2, -1))
+
+
+def view_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
+    """Boxes ``(..., 4)``, xyxy pixels of an ``size`` x ``size`` image, in the frame of its view ``view``."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    for _ in range(view % 4):  # a quarter turn counter-clockwise: (x, y) -> (y, size - x)
+        x1, y1, x2, y2 = y1, size - x2, y2, size - x1
+    if view >= 4:
+        x1, x2 = size - x2, size - x1
+    return torch.stack([x1, y1, x2, y2], dim=-1)

@@ -1,0 +1,275 @@
+"""Training scenes for pre-training: an image bank in memory, augmented in batches, with several prompts an image.
+
+All images stay in memory as uint8 squares; flips, rotations, scales, colours and pasted people are drawn in batches of
+tensors on the training device. Every image comes with a map of mask ids, and with a table that says which ids make up
+its *whole* object: what the network should find without a prompt. Ids on their own are found by box or point.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+BANK_SIZE = 288
+"""Side of the stored squares: a little over the model input, so that zooming in keeps detail."""
+IDS = 256
+MINIMUM_AREA = 100
+"""Smallest object that is asked for, in pixels of the model input."""
+
+
+class Source(NamedTuple):
+    """A folder of ``images`` and ``masks`` and its part in the training mix.
+
+    Attributes:
+        folder: Path below the data folder.
+        weight: Share of the training images.
+        turn: Largest rotation in degrees: people stand upright, skin has no up.
+        has_whole: All non-zero ids together are one object (a lesion, a person, a cell).
+        first: Use only the first so many images (by name); 0 for all.
+    """
+
+    folder: str
+    weight: float
+    turn: float = 180.0
+    has_whole: bool = True
+    first: int = 0
+
+
+SOURCES = (
+    Source("isic2018/train", 0.25),
+    Source("ham10000", 0.14),
+    Source("human_vikram", 0.14, turn=20.0, first=190),
+    Source("pretrain/ccp", 0.11, turn=20.0),
+    Source("pretrain/coco128", 0.05, turn=15.0, has_whole=False),
+    Source("pretrain/viton", 0.02, turn=20.0),
+    Source("pretrain/weizmann", 0.015, turn=20.0),
+    Source("pretrain/davis16", 0.02, turn=20.0),
+    Source("pretrain/bsds500", 0.02, turn=20.0, has_whole=False),
+    Source("pretrain/dsb2018", 0.015, has_whole=False),
+    Source("pretrain/wbc", 0.005),
+    Source("pretrain/fuseg", 0.015),
+    Source("pretrain/magtile", 0.01),
+)
+PASTED_WEIGHT = 0.16
+"""Share of the training images that are people pasted onto other photos."""
+PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "human_vikram")
+SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
+
+
+class Items(NamedTuple):
+    """Squared images with their ids.
+
+    Attributes:
+        images: uint8 ``(N, 3, BANK_SIZE, BANK_SIZE)``.
+        ids: uint8 ``(N, 1, BANK_SIZE, BANK_SIZE)``, 0 for background.
+        whole: bool ``(N, 256)``: which ids make up the whole object.
+    """
+
+    images: Tensor
+    ids: Tensor
+    whole: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.images)
+
+    def take(self, index: Tensor | slice) -> Items:
+        """A selection."""
+        return Items(self.images[index], self.ids[index], self.whole[index])
+
+
+class Scene(NamedTuple):
+    """A batch as the network sees it.
+
+    Attributes:
+        images: float32 ``(B, 3, S, S)`` in [0, 1].
+        ids: uint8 ``(B, 1, S, S)``.
+        whole: bool ``(B, 256)``.
+    """
+
+    images: Tensor
+    ids: Tensor
+    whole: Tensor
+
+
+def load_source(root: Path, source: Source) -> Items:
+    """Read a source into memory.
+
+    Raises:
+        FileNotFoundError: The folder or a mask is missing.
+    """
+    folder = root / source.folder
+    paths = sorted((folder / "images").iterdir())
+    paths = paths[: source.first] if source.first else paths
+    if not paths:
+        raise FileNotFoundError(f"{folder / 'images'} is empty; expected images of {source.folder}")
+    with ThreadPoolExecutor(2) as pool:
+        pairs = list(pool.map(lambda path: _read_pair(path, folder / "masks"), paths))
+    images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2).copy())
+    ids = torch.from_numpy(np.stack([mask for _, mask in pairs]))[:, None]
+    whole = torch.zeros(len(paths), IDS, dtype=torch.bool)
+    whole[:, 1:] = source.has_whole
+    if (folder / "classes.csv").is_file():
+        _mark_people(whole, folder / "classes.csv", [path.stem for path in paths])
+    return Items(images, ids, whole)
+
+
+class Bank:
+    """All sources in memory, with a held-out part of each.
+
+    Args:
+        root: The data folder.
+        sources: What to load; missing folders are an error, never silently left out.
+        held_out: Share of each source kept for validation (at least 12 images).
+    """
+
+    def __init__(self, root: Path, sources: tuple[Source, ...] = SOURCES, held_out: float = 0.05) -> None:
+        self.sources = sources
+        self.train: dict[str, Items] = {}
+        self.validation: dict[str, Items] = {}
+        for source in sources:
+            items = load_source(root, source)
+            count = max(12, round(held_out * len(items)))
+            order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
+            self.train[source.folder] = items.take(order[count:])
+            self.validation[source.folder] = items.take(order[:count])
+        people, scenery = Source(PEOPLE[0], 0.0), Source(SCENERY[0], 0.0, has_whole=False)
+        self.people = [load_source(root, people), *(self.train[name] for name in PEOPLE[1:] if name in self.train)]
+        self.scenery = [load_source(root, scenery), *(self.train[name] for name in SCENERY[1:] if name in self.train)]
+
+    def scenes(self, batch_size: int, size: int, device: torch.device) -> Iterator[Scene]:
+        """Endless augmented batches; randomness from torch's global generator."""
+        weights = torch.tensor([*(source.weight for source in self.sources), PASTED_WEIGHT])
+        while True:
+            choice = torch.multinomial(weights, batch_size, replacement=True)
+            picks = [self._pick(int(index)) for index in choice]
+            turns = torch.tensor([turn for _, turn in picks])
+            batch = Items(*(torch.cat(parts).to(device) for parts in zip(*(item for item, _ in picks), strict=True)))
+            yield augment(batch, turns, size)
+
+    def _pick(self, index: int) -> tuple[Items, float]:
+        if index < len(self.sources):
+            items, turn = self.train[self.sources[index].folder], self.sources[index].turn
+            return _one(items), turn
+        return paste_person(_one(_any(self.people)), _one(_any(self.scenery))), 10.0
+
+
+def paste_person(person: Items, scenery: Items) -> Items:
+    """Paste the whole object of one image, at a random scale and place, onto another image."""
+    scale, shift = math.exp(_uniform(math.log(0.45), math.log(1.15))), (_uniform(-0.5, 0.5), _uniform(-0.3, 0.3))
+    theta = torch.tensor([[[1 / scale, 0.0, shift[0] / scale], [0.0, 1 / scale, shift[1] / scale]]])
+    if _uniform(0, 1) < 0.5:
+        theta[:, 0, 0] *= -1
+    alpha = person.whole[0][person.ids.long()].float()
+    grid = functional.affine_grid(theta, [1, 3, BANK_SIZE, BANK_SIZE], align_corners=False)
+    moved = functional.grid_sample(torch.cat([person.images.float(), alpha], dim=1), grid, align_corners=False)
+    pixels, alpha = moved[:, :3], functional.avg_pool2d(moved[:, 3:], kernel_size=3, stride=1, padding=1)
+    gain = torch.empty(1, 3, 1, 1).uniform_(0.85, 1.15)
+    pasted = pixels * gain * alpha + scenery.images * (1 - alpha)
+    whole = torch.zeros_like(person.whole)
+    whole[:, 1] = True
+    return Items(pasted.clamp(0, 255).to(torch.uint8), (alpha > 0.5).to(torch.uint8), whole)
+
+
+def augment(batch: Items, turns: Tensor, size: int) -> Scene:
+    """Flip, rotate, scale, shift and recolour a batch.
+
+    Args:
+        batch: Squared images with their ids.
+        turns: float ``(B,)``: largest rotation of each image in degrees.
+        size: Side of the model input in pixels.
+    """
+    theta = _random_affine(len(batch), turns).to(batch.images.device)
+    grid = functional.affine_grid(theta, [len(batch), 3, size, size], align_corners=False)
+    options = {"padding_mode": "reflection", "align_corners": False}
+    images = functional.grid_sample(batch.images.float() / 255, grid, mode="bilinear", **options)
+    ids = functional.grid_sample(batch.ids.float(), grid, mode="nearest", **options).round().to(torch.uint8)
+    return Scene(recolour(images), ids, batch.whole)
+
+
+def recolour(images: Tensor) -> Tensor:
+    """Random brightness, contrast, saturation, colour cast, gamma, blur, vignette and noise of ``(B, 3, S, S)``."""
+    b, device = len(images), images.device
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.empty(b, channels, 1, 1, device=device).uniform_(low, high)
+
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * draw(0.6, 1.4)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * draw(0.7, 1.3)
+    images = (images * draw(0.75, 1.25) * draw(0.9, 1.1, 3)).clamp(1e-3, 1) ** draw(0.75, 1.33)
+    if _uniform(0, 1) < 0.25:
+        kernel = torch.tensor([1.0, 2.0, 1.0], device=device)
+        weight = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)
+        images = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="reflect"), weight, groups=3)
+    if _uniform(0, 1) < 0.25:
+        images = images * _vignette(b, images.shape[-1], device)
+    return (images + torch.randn_like(images) * draw(0, 0.03)).clamp(0, 1)
+
+
+def _random_affine(count: int, turns: Tensor) -> Tensor:
+    """Matrices ``(B, 2, 3)`` from output to input coordinates in [-1, 1]."""
+    angle = torch.deg2rad(torch.empty(count).uniform_(-1, 1) * turns)
+    zoom = torch.exp(torch.empty(count).uniform_(math.log(0.7), math.log(1.25)))
+    stretch = torch.exp(torch.empty(count).uniform_(-0.15, 0.15))
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    shift = torch.empty(count, 2).uniform_(-0.15, 0.15)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    rows = torch.stack([cos * mirror * stretch, -sin, shift[:, 0], sin * mirror * stretch, cos, shift[:, 1]], dim=1)
+    return rows.view(count, 2, 3)
+
+
+def _vignette(count: int, size: int, device: torch.device) -> Tensor:
+    """Dark corners, some of them the black circle of a dermatoscope: float ``(B, 1, S, S)``."""
+    axis = torch.linspace(-1, 1, size, device=device)
+    radius = torch.sqrt(axis[:, None] ** 2 + axis[None] ** 2)[None, None]
+    edge = torch.empty(count, 1, 1, 1, device=device).uniform_(0.85, 1.5)
+    softness = torch.empty(count, 1, 1, 1, device=device).uniform_(0.01, 0.4)
+    return torch.sigmoid((edge - radius) / softness)
+
+
+def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A squared RGB image and its ids; a cut-out's alpha, or nothing at all, where there are no masks."""
+    square = (BANK_SIZE, BANK_SIZE)
+    with Image.open(path) as file:
+        alpha = file.getchannel("A") if "A" in file.getbands() else None
+        pixels = np.asarray(file.convert("RGB").resize(square, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    if masks.is_dir():
+        with Image.open(masks / f"{path.stem}.png") as file:
+            return pixels, np.asarray(file.resize(square, Image.Resampling.NEAREST), dtype=np.uint8)
+    if alpha is None:
+        return pixels, np.zeros(square, dtype=np.uint8)
+    return pixels, (np.asarray(alpha.resize(square, Image.Resampling.BILINEAR)) > 127).astype(np.uint8)
+
+
+def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
+    """Mark the ids of COCO class 0: the people of a photo are its whole object."""
+    row_of = {stem: row for row, stem in enumerate(stems)}
+    with classes.open(newline="") as file:
+        for entry in csv.DictReader(file):
+            if entry["coco_class"] == "0" and entry["stem"] in row_of:
+                whole[row_of[entry["stem"]], int(entry["id"])] = True
+
+
+def _one(items: Items) -> Items:
+    index = int(torch.randint(len(items), (1,)))
+    return items.take(slice(index, index + 1))
+
+
+def _any(groups: list[Items]) -> Items:
+    return groups[int(torch.randint(len(groups), (1,)))]
+
+
+def _uniform(low: float, high: float) -> float:
+    return float(torch.empty(1).uniform_(low, high))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.learn.levels import lower_parameters, set_trainable, split_levels, trainable_state, upper_parameters
+
+Build = Callable[[], nn.Module]
+
+
+def test_the_lower_level_owns_lora_the_five_decoder_parts_and_the_calibration(toy_network: Build) -> None:
+    names = set(lower_parameters(toy_network()))
+    roots = {".".join(name.split(".")[:2]) for name in names}
+    assert roots == {
+        "mask_decoder.transformer",
+        "mask_decoder.iou_token",
+        "mask_decoder.mask_tokens",
+        "mask_decoder.output_upscaling",
+        "mask_decoder.output_hypernetworks_mlps",
+        "mask_decoder.iou_prediction_head",
+        "calibration.fusion",
+    }
+    in_transformer = {name.split(".")[-1] for name in names if "transformer" in name}
+    assert in_transformer == {"lora_a", "lora_b"}
+
+
+def test_the_upper_level_owns_the_prompt_embedding_alone(toy_network: Build) -> None:
+    network = toy_network()
+    upper = upper_parameters(network)
+    assert list(upper) == ["prompt_encoder.no_mask_embed.weight"]
+    assert upper["prompt_encoder.no_mask_embed.weight"] is network.prompt_encoder["no_mask_embed"].weight
+
+
+def test_set_trainable_lets_exactly_both_levels_require_gradients(toy_network: Build) -> None:
+    network = toy_network()
+    network.image_encoder.requires_grad_(False)
+    network.calibration.requires_grad_(False)  # must come back
+    set_trainable(network)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == lower_parameters(network).keys() | upper_parameters(network).keys()
+    assert "prompt_encoder.corner_embed.weight" not in trained
+
+
+def test_a_frozen_encoder_keeps_its_statistics_when_the_trainer_asks_for_training_mode(toy_network: Build) -> None:
+    network = toy_network()
+    set_trainable(network)
+    before = network.image_encoder[1].running_mean.clone()
+    network.train()
+    network(torch.rand(2, 3, 64, 64))
+    assert torch.equal(network.image_encoder[1].running_mean, before)
+    assert network.mask_decoder.training
+
+
+def test_an_adapter_stores_a_copy_of_both_levels(toy_network: Build) -> None:
+    network = toy_network()
+    state = trainable_state(network)
+    assert state.keys() == lower_parameters(network).keys() | upper_parameters(network).keys()
+    kept = state["prompt_encoder.no_mask_embed.weight"].clone()
+    with torch.no_grad():
+        network.prompt_encoder["no_mask_embed"].weight.add_(1)
+    assert torch.equal(state["prompt_encoder.no_mask_embed.weight"], kept)
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
+@pytest.mark.parametrize("use", [lower_parameters, upper_parameters, set_trainable, trainable_state])
+def test_a_network_without_levels_is_refused(use: Callable[[nn.Module], object]) -> None:
+    with pytest.raises(ConfigError, match="build it with build_amsam"):
+        use(nn.Linear(2, 2))
+
+
+def test_unfrozen_decoder_parts_without_lora_are_refused(toy_network: Build) -> None:
+    network = toy_network()
+    del network.mask_decoder["transformer"]
+    with pytest.raises(ConfigError, match="no LoRA weights"):
+        lower_parameters(network)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_the_halves_share_no_item_and_miss_none(count: int) -> None:
+    first, second = split_levels(range(count), seed=7)
+    assert sorted(first + second) == list(range(count))
+    assert len(first) == (count + 1) // 2
+
+
+def test_the_seed_alone_decides_the_halves() -> None:
+    draws = {tuple(split_levels(range(8), seed)[0]) for seed in range(20)}
+    assert len(draws) > 10
+    assert split_levels(range(8), 3) == split_levels(list(range(8)), 3)
+
+
+def test_one_example_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="at least 2"):
+        split_levels(["only"], seed=0)
