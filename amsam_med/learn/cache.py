@@ -42,8 +42,8 @@ class EmbeddingCache:
     """Embeddings of a frozen encoder, each computed at most once.
 
     A key is the sha256 of the image (values, dtype and shape) under the sha256 of the encoder (class, parameters and
-    buffers). Other weights therefore mean other keys: the weights are looked at in every call, and what another encoder
-    left in the folder is neither used nor removed.
+    buffers). Other weights therefore mean other keys, also when they change during the cache's life (unless written
+    through ``.data``, which leaves no trace); what another encoder left in the folder is neither used nor removed.
 
     Args:
         encoder: Images float32 ``(B, 3, S, S)`` in [0, 1] to embeddings ``(B, 256, h, w)``. It runs on its own device,
@@ -114,7 +114,8 @@ class EncodedDataset(Dataset[dict[str, Any]]):
     """A data list whose images, and their views, went through the encoder when the dataset was built.
 
     An item is ``{"image": embedding float32 (256, h, w), "label": uint8 (1, S, S), "box": float32 (4,) xyxy pixels of
-    the model input, "view": int, "index": int}``; items of the same case follow each other.
+    the model input, "view": int, "index": int}``; items of the same case follow each other. The embedding is the stored
+    one, not a copy: do not write to it.
 
     Args:
         data: What ``transform`` takes, such as ``{"image": path, "label": path}``.
@@ -167,7 +168,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             box = jitter_boxes(box, self.box_jitter, (size, size))
         return {
             Keys.IMAGE: case.embeddings[view],
-            Keys.LABEL: view_image(case.label, view).contiguous(),
+            Keys.LABEL: view_image(case.label, view).clone(memory_format=torch.contiguous_format),
             Keys.BOX: box[0].clone(),
             VIEW: view,
             INDEX: index,

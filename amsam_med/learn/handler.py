@@ -36,10 +36,11 @@ class BiLevelHandler:
     """Ignite handler: one upper step, on A and D2, after each lower step of a trainer.
 
     Attach it to a ``SupervisedTrainer`` whose optimiser holds W. The upper step runs the network as the trainer does
-    (its ``prepare_batch``, its inferer), leaves the gradients of W alone, and writes the loss on D2 before the step to
-    ``engine.state.metrics["upper_loss"]``.
+    (its ``prepare_batch``; its inferer, which is handed a plain function in the network's place), leaves the gradients
+    of W alone, and writes the loss on D2 before the step to ``engine.state.metrics["upper_loss"]``.
 
-    All of D2 is used, pass after pass. With a ``DistributedSampler`` in ``upper_loader`` each pass has its own order.
+    All of D2 is used, pass after pass; with a shuffling sampler in ``upper_loader`` each pass has its own order.
+    Several processes share D2 through a ``DistributedSampler``, and step on the mean of their hypergradients.
 
     Args:
         upper_loader: Batches of D2; their number may differ from D1's.

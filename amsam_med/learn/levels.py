@@ -78,9 +78,11 @@ def set_trainable(network: Network) -> Network:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     for child in network.children():
-        if not any(parameter.requires_grad for parameter in child.parameters()):
+        parameters = list(child.parameters())  # a part without any, such as a fixed calibration, is not frozen
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             child.eval()
-            child.register_forward_pre_hook(_stay_in_evaluation)
+            if _stay_in_evaluation not in child._forward_pre_hooks.values():
+                child.register_forward_pre_hook(_stay_in_evaluation)
     return network
 
 

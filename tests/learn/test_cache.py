@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from amsam_med.boxes import Detections, box_from_mask
 from amsam_med.errors import ConfigError, DataError
@@ -243,7 +244,20 @@ def test_what_is_done_to_an_item_stays_there(encoder: CountingEncoder) -> None:
     data = dataset(encoder)
     item = data[0]
     item["box"] += 1
+    item["label"] += 1
     assert not torch.equal(data[0]["box"], item["box"])
+    assert not torch.equal(data[0]["label"], item["label"])
+
+
+def test_items_collate_into_a_batch(encoder: CountingEncoder) -> None:
+    batch = next(iter(DataLoader(dataset(encoder), batch_size=16)))
+    assert {key: tuple(batch[key].shape) for key in batch} == {
+        "image": (16, 4, 4, 4),
+        "label": (16, 1, SIZE, SIZE),
+        "box": (16, 4),
+        "view": (16,),
+        "index": (16,),
+    }
 
 
 def test_unfit_data_are_refused(encoder: CountingEncoder) -> None:

@@ -55,6 +55,21 @@ def test_a_frozen_encoder_keeps_its_statistics_when_the_trainer_asks_for_trainin
     assert network.mask_decoder.training
 
 
+def test_set_trainable_twice_is_set_trainable_once(toy_network: Build) -> None:
+    network = toy_network()
+    set_trainable(network)
+    set_trainable(network)
+    assert len(network.image_encoder._forward_pre_hooks) == 1
+
+
+def test_a_part_without_parameters_follows_the_training_mode(toy_network: Build) -> None:
+    network = toy_network()
+    network.calibration = nn.ModuleDict({"fusion": nn.Dropout(1.0)})
+    set_trainable(network)
+    network.train()
+    assert network(torch.rand(1, 4, 4, 4)).abs().max() == 0  # everything dropped: in training mode
+
+
 def test_an_adapter_stores_a_copy_of_both_levels(toy_network: Build) -> None:
     network = toy_network()
     state = trainable_state(network)

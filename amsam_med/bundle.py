@@ -1,0 +1,155 @@
+"""Opening a MONAI bundle: the one wiring diagram behind the command line, ``monai.bundle`` and every other face.
+
+A bundle's configuration may hold Python expressions, which run when it is opened: open only bundles you trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from monai.bundle import ConfigWorkflow
+from monai.bundle.config_parser import ConfigParser
+from torch import nn
+
+from amsam_med import weights
+from amsam_med.checkpoint import load_adapter, load_model, read_adapter
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.model import AmSam
+
+Workflow = Literal["inference", "evaluate", "train"]
+
+CONFIG_FILES: dict[str, tuple[str, ...]] = {
+    "inference": ("inference.yaml",),
+    "evaluate": ("inference.yaml", "evaluate.yaml"),
+    "train": ("train.yaml",),
+}
+"""The files of ``configs/`` that make up each workflow; a later one overrides the ones before it."""
+
+
+def locate_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        name_or_path: The name of a shipped bundle, or the path of any bundle's folder.
+
+    Raises:
+        DataError: There is no bundle of that name and none in that folder.
+    """
+    for root in (weights.bundles_folder() / str(name_or_path), Path(name_or_path)):
+        if (root / "configs" / "metadata.json").is_file():
+            return root.resolve()
+    raise DataError(
+        f"{name_or_path} is neither a shipped bundle ({', '.join(shipped_bundles())}) nor a folder with "
+        "configs/metadata.json; give one of the names, or the path of a MONAI bundle"
+    )
+
+
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(metadata.parent.parent.name for metadata in weights.bundles_folder().glob("*/configs/metadata.json"))
+
+
+def open_bundle(name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None) -> ConfigParser:
+    """Read a bundle's configuration; parts are built when they are asked for.
+
+    Args:
+        name_or_path: See :func:`locate_bundle`.
+        workflow: Which of the bundle's wiring diagrams.
+        overrides: Values that replace the configuration's, by id (``"train::trainer::max_epochs"``).
+
+    Returns:
+        A parser; ``get_parsed_content(id)`` builds a part and all that it refers to.
+
+    Raises:
+        DataError: There is no such bundle.
+        ConfigError: An override names an entry that the configuration does not have.
+    """
+    root = locate_bundle(name_or_path)
+    parser = ConfigParser()
+    parser.read_meta(str(root / "configs" / "metadata.json"))
+    parser.read_config(config_files(root, workflow))
+    for key, value in {"bundle_root": str(root), **(overrides or {})}.items():
+        if key not in parser:
+            raise ConfigError(f"bundle {root.name} has no entry {key!r} in its {workflow} configuration; check the name")
+        parser[key] = value
+    return parser
+
+
+def open_workflow(name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None) -> ConfigWorkflow:
+    """A bundle as MONAI's ``ConfigWorkflow``, with its properties checked; see :func:`open_bundle`."""
+    root = locate_bundle(name_or_path)
+    return ConfigWorkflow(
+        config_file=config_files(root, workflow),
+        meta_file=str(root / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if workflow == "train" else "inference",
+        bundle_root=str(root),
+        **(overrides or {}),
+    )
+
+
+def config_files(root: Path, workflow: Workflow) -> list[str]:
+    """Paths of the configuration files of a workflow."""
+    return [str(root / "configs" / name) for name in CONFIG_FILES[workflow]]
+
+
+def with_weights(network: AmSam, model_file: str | Path, adapter_file: str | Path | None = None) -> AmSam:
+    """Fill a network for inference: from a bundle's model, or from an adapter on its base.
+
+    A shipped bundle's model is checked against the sha256 on record.
+
+    Args:
+        network: The network as the configuration builds it; with an adapter, its base is loaded already.
+        model_file: The bundle's ``models/model.pt``; not read where there is an adapter.
+        adapter_file: An adapter.
+
+    Returns:
+        The same network in evaluation mode.
+
+    Raises:
+        WeightsError: A file is missing, damaged, or of another network.
+    """
+    if adapter_file is None:
+        load_model(network, _verified(Path(model_file)))
+    else:
+        load_adapter(network, Path(adapter_file))
+    return network.eval()
+
+
+def adapter_overrides(adapter_file: Path, base_weights: Path | None = None) -> dict[str, Any]:
+    """Overrides that make an inference workflow use an adapter instead of the bundle's own model.
+
+    Args:
+        adapter_file: The adapter.
+        base_weights: The base it was trained on; by default the registry's file for the base it names.
+
+    Raises:
+        WeightsError: The adapter is missing or damaged, or its base is not at hand.
+    """
+    settings, _, _ = read_adapter(adapter_file)
+    base_file = base_weights or weights.find(str(settings["base"]))
+    return {
+        "adapter": str(adapter_file),
+        "input_size": settings["input_size"],
+        "network_def": {
+            "_target_": "amsam_med.model.build_amsam",
+            **{key: value for key, value in settings.items() if key != "input_size"},
+            "input_size": "@input_size",
+            "base_weights": str(base_file),
+        },
+    }
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """Parameters in all, and those that training changes."""
+    parameters = list(network.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _verified(model_file: Path) -> Path:
+    for entry in weights.known().values():
+        if entry.is_embedded and weights.locate(entry) == model_file.resolve():
+            return weights.find(entry.name)
+    return model_file

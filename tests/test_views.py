@@ -1,0 +1,60 @@
+"""The eight views of a square image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amsam_med.boxes import box_from_mask
+from amsam_med.views import VIEW_COUNT, unview_image, view_boxes, view_image
+
+views = st.integers(0, VIEW_COUNT - 1)
+
+
+def test_view_0_is_the_image_itself() -> None:
+    image = torch.arange(9.0).reshape(3, 3)
+    assert torch.equal(view_image(image, 0), image)
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (1, [[2, 4], [1, 3]]),  # a quarter turn counter-clockwise
+        (2, [[4, 3], [2, 1]]),
+        (4, [[2, 1], [4, 3]]),  # mirrored left to right
+        (5, [[4, 2], [3, 1]]),  # turned, then mirrored
+    ],
+)
+def test_views_by_hand(view: int, expected: list[list[int]]) -> None:
+    assert view_image(torch.tensor([[1, 2], [3, 4]]), view).tolist() == expected
+
+
+def test_the_eight_views_of_an_uneven_image_differ() -> None:
+    image = torch.tensor([[1, 2], [3, 4]])
+    assert len({tuple(view_image(image, view).flatten().tolist()) for view in range(VIEW_COUNT)}) == 8
+
+
+@given(view=views, size=st.integers(1, 9))
+def test_unview_undoes_view(view: int, size: int) -> None:
+    image = torch.arange(2.0 * 3 * size * size).reshape(2, 3, size, size)
+    assert torch.equal(unview_image(view_image(image, view), view), image)
+    assert torch.equal(view_image(unview_image(image, view), view), image)
+
+
+@given(view=views, size=st.integers(1, 20), seed=st.integers(0, 999))
+def test_a_box_follows_its_mask_into_every_view(view: int, size: int, seed: int) -> None:
+    mask = torch.rand(size, size, generator=torch.Generator().manual_seed(seed)) < 0.1
+    mask[seed % size, seed // size % size] = True
+    box, box_in_view = box_from_mask(mask), box_from_mask(view_image(mask, view))
+    assert box is not None
+    assert box_in_view is not None
+    assert torch.equal(view_boxes(box, view, size), box_in_view)
+
+
+@given(view=views)
+def test_boxes_keep_their_leading_dimensions(view: int) -> None:
+    boxes = torch.rand(2, 5, 4)
+    assert view_boxes(boxes, view, 1).shape == (2, 5, 4)
+    assert torch.equal(view_boxes(boxes, view, 1)[1, 3], view_boxes(boxes[1, 3], view, 1))
