@@ -1,0 +1,310 @@
+"""Public archives onto disk: resumable, checked, unpacked without trust in their file names.
+
+The publishers of these sets give no hashes, so what is checked is the size the server announces, the archive's own
+checksums, and the number of images after unpacking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http
+import http.client
+import os
+import shutil
+import stat
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeAlias
+
+from amsam_med.data.datalists import (
+    ISIC2018_COUNTS,
+    ISIC2018_FOLDERS,
+    TIKTOK_COUNT,
+    TIKTOK_FOLDER,
+    human_vikram_datalist,
+    tiktok_datalist,
+)
+from amsam_med.data.readers import IMAGE_SUFFIXES
+from amsam_med.errors import DataError
+
+ISIC2018_URL = "https://isic-archive.s3.amazonaws.com/challenges/2018"
+HUMAN_VIKRAM_URL = "https://github.com/VikramShenoy97/Human-Segmentation-Dataset/archive/refs/heads"
+TIKTOK_PAGE = "https://www.kaggle.com/datasets/tapakah68/segmentation-full-body-tiktok-dancing-dataset"
+
+_ATTEMPTS = 4
+_TIMEOUT_S = 60
+_WAIT_S = 2.0  # before another attempt, longer each time
+_CHUNK_BYTES = 1 << 20
+_FREE_BYTES_LEFT = 1 << 28  # do not fill a disk to the brim
+
+Folder: TypeAlias = str | PathLike[str]
+
+
+class Step(NamedTuple):
+    """How far a job is: ``done`` of ``total`` bytes (None where the server does not say) of ``name``."""
+
+    name: str
+    done: int
+    total: int | None
+
+
+Progress: TypeAlias = Callable[[Step], None]
+
+
+def download(
+    url: str,
+    path: Folder,
+    size: int | None = None,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Fetch ``url`` into ``path``; go on where an earlier call was interrupted.
+
+    Unfinished bytes wait in ``<path>.part``. A server without ranges is asked from the start again. The file appears
+    under its own name when it is complete and has passed the checks; one that is there and passes is not fetched.
+
+    Args:
+        url: An http or https address.
+        path: The file to make; missing folders are made, too.
+        size: Its published size in bytes, if there is one.
+        sha256: Its published hash, if there is one.
+        progress: Called after every mebibyte.
+
+    Raises:
+        DataError: The server cannot be reached or refuses, the disk is too small, or the file is not the published one.
+    """
+    path = Path(path)
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url}: not an http or https address. Check the address of the mirror")
+    if path.is_file() and (size is None or path.stat().st_size == size) and sha256 in (None, _sha256(path, sha256)):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    _fetch(url, part, size, progress)
+    _check(part, path.name, size, sha256)
+    os.replace(part, path)
+    _validator_file(part).unlink(missing_ok=True)
+    return path
+
+
+def fetch_isic2018(root: Folder, base_url: str = ISIC2018_URL, progress: Progress | None = None) -> None:
+    """Fetch and unpack ISIC 2018 Task 1 (about 13 GB), part by part; what is complete already is left alone.
+
+    Args:
+        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.isic2018_datalist`.
+        base_url: Where the archives lie; a mirror has the same file names.
+        progress: As for :func:`download`.
+
+    Raises:
+        DataError: See :func:`download` and :func:`unpack`; or a folder has another number of images than published.
+    """
+    root = Path(root)
+    for part, folders in ISIC2018_FOLDERS.items():
+        for folder in folders:
+            if _image_count(root / folder) != ISIC2018_COUNTS[part]:
+                _fetch_and_unpack(f"{base_url}/{folder}.zip", root, progress)
+            _check_count(root / folder, ISIC2018_COUNTS[part])
+
+
+def fetch_human_vikram(root: Folder, base_url: str = HUMAN_VIKRAM_URL, progress: Progress | None = None) -> None:
+    """Fetch and unpack Vikram Shenoy's human segmentation set (the repository's master branch).
+
+    Args:
+        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.human_vikram_datalist`.
+        base_url: Where ``master.zip`` lies.
+        progress: As for :func:`download`.
+
+    Raises:
+        DataError: See :func:`download` and :func:`unpack`; or images and masks do not match.
+    """
+    root = Path(root)
+    try:
+        human_vikram_datalist(root, "test")
+    except DataError:  # not there, or unpacked in part
+        _fetch_and_unpack(f"{base_url}/master.zip", root, progress)
+        human_vikram_datalist(root, "test")
+
+
+def import_tiktok(archive: Folder, root: Folder, progress: Progress | None = None) -> None:
+    """Unpack Kaggle's TikTok dancing archive, which a login of yours has to fetch.
+
+    Args:
+        archive: The ZIP from ``TIKTOK_PAGE``.
+        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.tiktok_datalist`.
+        progress: As for :func:`download`.
+
+    Raises:
+        DataError: The archive is missing, damaged or another one, or its images and masks do not match.
+    """
+    archive = Path(archive)
+    if not archive.is_file():
+        raise DataError(f"{archive.name}: no such file. Log in at {TIKTOK_PAGE}, download the ZIP, and give its path")
+    with _opened(archive) as content:
+        if not any(TIKTOK_FOLDER in PurePosixPath(name).parts for name in content.namelist()):
+            raise DataError(
+                f"{archive.name}: holds no folder {TIKTOK_FOLDER}. Give the ZIP with {TIKTOK_COUNT} images from "
+                f"{TIKTOK_PAGE}"
+            )
+    unpack(archive, root, progress)
+    tiktok_datalist(root, "test")
+
+
+def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> None:
+    """Unpack a ZIP below ``root``, after a check of all its names and of the free space.
+
+    Raises:
+        DataError: The archive is damaged, too large for the disk, or has a name that leads out of ``root`` or a link.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    with _opened(archive) as content:
+        members = content.infolist()
+        for member in members:
+            _refuse_unsafe(archive.name, member)
+        total, done = sum(member.file_size for member in members), 0
+        _check_space(archive.name, root, total)
+        for member in members:
+            _extract(content, member, root, archive.name)
+            done += member.file_size
+            if progress:
+                progress(Step(f"unpack {archive.name}", done, total))
+
+
+def _fetch_and_unpack(url: str, root: Path, progress: Progress | None) -> None:
+    archive = download(url, root / url.rsplit("/", maxsplit=1)[-1], progress=progress)
+    unpack(archive, root, progress)
+    archive.unlink()
+
+
+def _fetch(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
+    """Bring ``part`` to its full length, in several attempts if the line breaks."""
+    name = part.name.removesuffix(".part")
+    failures, reason = 0, ""
+    while failures < _ATTEMPTS:
+        start = _length(part)
+        try:
+            if _append(url, part, name, size, progress):
+                return
+            reason = "the connection broke"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise DataError(f"{url}: the server answers {error.code} {error.reason}. Check the address") from error
+            if error.code < 500:  # the part is longer than the file: it began with another one
+                part.unlink(missing_ok=True)
+            reason = f"{error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+        failures = 0 if _length(part) > start else failures + 1  # a slow line that moves is no failure
+        time.sleep(failures * _WAIT_S)
+    raise DataError(f"{url}: broke off after {_length(part):,} bytes ({reason}). Run it again; it goes on from there")
+
+
+def _append(url: str, part: Path, name: str, size: int | None, progress: Progress | None) -> bool:
+    """One request; True when ``part`` has the length that the server announced."""
+    start = _length(part)
+    if start and start == size:
+        return True
+    with urllib.request.urlopen(_request(url, part, start), timeout=_TIMEOUT_S) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else size
+        _check_space(name, part.parent, (total or 0) - start)
+        _validator_file(part).write_text(response.headers.get("ETag") or "")
+        with part.open("ab" if start else "wb") as file:
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                if progress:
+                    progress(Step(name, file.tell(), total))
+    return total is None or _length(part) >= total
+
+
+def _request(url: str, part: Path, start: int) -> urllib.request.Request:
+    """Ask for the bytes from ``start``, provided the server still has the file that ``part`` began with."""
+    headers = {"User-Agent": "amsam-med"}
+    validator = _validator_file(part).read_text() if start and _validator_file(part).exists() else ""
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    if validator and not validator.startswith("W/"):  # a weak tag is no promise of equal bytes
+        headers["If-Range"] = validator
+    return urllib.request.Request(url, headers=headers)
+
+
+def _length(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _check(part: Path, name: str, size: int | None, sha256: str | None) -> None:
+    got_size = part.stat().st_size
+    got_hash = _sha256(part, sha256)
+    if (size is not None and got_size != size) or got_hash != sha256:
+        part.unlink()
+        got, expected = (got_hash, sha256) if size in (None, got_size) else (f"{got_size:,}", f"{size:,} bytes")
+        raise DataError(f"{name}: not the published file, got {got}, expected {expected}. Try again, or another mirror")
+
+
+def _sha256(path: Path, expected: str | None) -> str | None:
+    """The file's hash, or None where none is expected."""
+    if expected is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_space(name: str, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free - _FREE_BYTES_LEFT
+    if needed > free:
+        raise DataError(
+            f"{name}: needs {needed / 1e9:.1f} GB, the disk has {max(free, 0) / 1e9:.1f} GB to spare. "
+            "Make room, or choose a folder on another disk"
+        )
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"{archive.name}: not a ZIP archive or damaged ({error}). Delete it and fetch it again"
+        ) from error
+
+
+def _refuse_unsafe(archive_name: str, member: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or ":" in member.filename or is_link:
+        raise DataError(
+            f"{archive_name}: the entry {member.filename!r} leads out of the folder or is a link. Nothing was "
+            "unpacked; fetch the archive from its publisher"
+        )
+
+
+def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path, archive_name: str) -> None:
+    try:
+        content.extract(member, root)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(
+            f"{archive_name}: {member.filename} cannot be unpacked ({error}). Delete it and fetch it again"
+        ) from error
+
+
+def _image_count(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    return sum(path.name.lower().endswith(IMAGE_SUFFIXES) and path.name[0] != "." for path in folder.iterdir())
+
+
+def _check_count(folder: Path, expected: int) -> None:
+    if _image_count(folder) != expected:
+        raise DataError(
+            f"{folder.name}: {_image_count(folder)} images; {expected} were published. Run the command again"
+        )

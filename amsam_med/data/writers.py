@@ -1,0 +1,119 @@
+"""Masks and overlays into files, each complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+from numpy.typing import NDArray
+from skimage.measure import find_contours
+from torch import Tensor
+
+from amsam_med.errors import DataError
+
+Colour: TypeAlias = tuple[int, int, int]
+
+OUTLINE_COLOURS: tuple[Colour, ...] = (
+    (0, 230, 170),
+    (255, 176, 0),
+    (100, 143, 255),
+    (220, 38, 127),
+    (254, 97, 0),
+    (120, 94, 240),
+)
+"""RGB of classes 1, 2, ... (then again from the first): apart from skin and tissue, and for the colour-blind."""
+
+BOX_COLOUR = (255, 255, 255)
+_PIXELS_PER_LINE_WIDTH = 320  # a line is this share of the image's longer side
+
+
+@contextmanager
+def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
+    """Lend a name beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
+
+    Readers see the old file or the whole new one. Missing folders are made; a failed block leaves nothing behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, as libraries choose the format by it.
+    lent = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield lent
+        os.replace(lent, path)
+    finally:
+        lent.unlink(missing_ok=True)
+
+
+def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) -> None:
+    """Write class ids, uint8 ``(H, W)``, as 8-bit grey PNG.
+
+    One class is written as ISIC does, 0 and 255; with ids above 1 the file holds the ids themselves.
+
+    Raises:
+        DataError: The mask has another shape or type.
+    """
+    ids = _checked_mask(mask)
+    values = ids if ids.max(initial=0) > 1 else ids * np.uint8(255)
+    with atomic_path(path) as lent:
+        PIL.Image.fromarray(values).save(lent, format="PNG")
+
+
+def write_overlay(
+    image: NDArray[np.uint8] | Tensor,
+    mask: NDArray[np.uint8] | Tensor,
+    path: str | PathLike[str],
+    box: tuple[float, float, float, float] | NDArray[np.float32] | Tensor | None = None,
+) -> None:
+    """Draw the outline of each class, and the box it came from, over the image.
+
+    Args:
+        image: uint8 ``(3, H, W)`` RGB.
+        mask: Class ids, uint8 ``(H, W)``.
+        path: The file; its suffix gives the format (``.png``, ``.jpg``).
+        box: x1, y1, x2, y2 in pixels of the image, or None.
+
+    Raises:
+        DataError: Image and mask do not fit together.
+    """
+    pixels, ids = np.asarray(image), _checked_mask(mask)
+    if pixels.shape != (3, *ids.shape) or pixels.dtype != np.uint8:
+        got = f"{pixels.dtype} {pixels.shape} and a mask {ids.shape}"
+        raise DataError(f"An overlay needs a uint8 image (3, H, W) and a mask (H, W) of its size; got {got}")
+    line_width = max(1, round(max(ids.shape) / _PIXELS_PER_LINE_WIDTH))
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if box is not None:
+        _draw_box(picture, [float(edge) for edge in box], max(1, line_width // 2))
+    for class_id in np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1:
+        _draw_outline(picture, ids == class_id, OUTLINE_COLOURS[(class_id - 1) % len(OUTLINE_COLOURS)], line_width)
+    with atomic_path(path) as lent:
+        picture.save(lent, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
+
+
+def _checked_mask(mask: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
+    ids = np.asarray(mask)
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise DataError(f"A mask to write must be uint8 (H, W) of class ids; got {ids.dtype} {ids.shape}")
+    return ids
+
+
+def _draw_outline(picture: PIL.Image.Image, is_object: NDArray[np.bool_], colour: Colour, line_width: int) -> None:
+    draw = PIL.ImageDraw.Draw(picture)
+    closed = np.pad(is_object, 1)  # an object at the image's edge gets its outline there, too
+    contours: list[NDArray[np.float64]] = find_contours(closed, 0.5)  # type: ignore[no-untyped-call]
+    for contour in contours:
+        points = [(float(x) - 1, float(y) - 1) for y, x in contour]
+        draw.line(points, fill=colour, width=line_width, joint="curve")
+
+
+def _draw_box(picture: PIL.Image.Image, box_in_original: list[float], line_width: int) -> None:
+    x1, y1, x2, y2 = box_in_original
+    right, bottom = max(x1, min(x2, picture.width) - 1), max(y1, min(y2, picture.height) - 1)  # last pixels inside
+    PIL.ImageDraw.Draw(picture).rectangle((max(x1, 0), max(y1, 0), right, bottom), outline=BOX_COLOUR, width=line_width)

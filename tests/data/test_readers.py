@@ -1,0 +1,196 @@
+"""Images and masks of every format become the arrays a viewer would show, or a message that helps."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+from amsam_med.data import readers
+from amsam_med.data.readers import MaskReader, RgbReader, image_size, read_image, read_mask
+from amsam_med.errors import DataError
+
+# MONAI's loader builds all its readers, and one of them warns that its decoder is missing.
+monai_loader = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
+
+RED_GREEN = np.array([[[255, 0, 0]] * 4, [[0, 255, 0]] * 4], np.uint8)  # (2, 4, 3): a red row over a green one
+
+
+def save(path: Path, values: np.ndarray, **options: object) -> Path:
+    PIL.Image.fromarray(values).save(path, **options)
+    return path
+
+
+def png_without_pixels(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header promises ``width`` x ``height`` pixels that never come."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_lossless_pictures_come_back_as_rgb_channel_first(tmp_path: Path, suffix: str) -> None:
+    image = read_image(save(tmp_path / f"a.{suffix}", RED_GREEN, **({"lossless": True} if suffix == "webp" else {})))
+    np.testing.assert_array_equal(image.pixels, RED_GREEN.transpose(2, 0, 1))
+    assert image.meta["original_size"] == (2, 4)
+    assert image.meta["format"] == {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}[suffix]
+
+
+def test_jpeg_is_upright_as_its_exif_says(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a viewer
+    path = save(tmp_path / "phone.jpg", np.kron(RED_GREEN, np.ones((16, 16, 1), np.uint8)), exif=exif, quality=95)
+    red, green, _ = read_image(path).pixels
+    assert red.shape == image_size(path) == (64, 32)
+    assert green[32, 4] > 200  # the green lower half is now on the left
+    assert red[32, 28] > 200
+
+
+def test_transparent_pixels_lie_on_black(tmp_path: Path) -> None:
+    rgba = np.full((1, 2, 4), 200, np.uint8)
+    rgba[0, :, 3] = (0, 255)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgba)).pixels[:, 0], [[0, 200]] * 3)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 255, 256, 65535]], np.uint16))
+    np.testing.assert_array_equal(read_image(path).pixels, [[[0, 0, 1, 255]]] * 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK"])
+def test_every_colour_mode_ends_as_white_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "white.tif"
+    PIL.Image.new("RGB", (3, 2), "white").convert(mode).save(path)
+    np.testing.assert_array_equal(read_image(path).pixels, np.full((3, 2, 3), 255))
+
+
+def test_float_pixels_have_no_white_and_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.tif: grey values beyond 16 bits.*Export"):
+        read_image(save(tmp_path / "a.tif", np.ones((2, 2), np.float32)))
+
+
+def test_several_pages_are_refused(tmp_path: Path) -> None:
+    page = PIL.Image.fromarray(RED_GREEN)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(DataError, match=r"a\.tif: holds 3 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_phones_mpo_gives_its_photograph(tmp_path: Path) -> None:
+    photograph, preview = PIL.Image.new("RGB", (8, 4), "red"), PIL.Image.new("RGB", (4, 2), "blue")
+    photograph.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[preview])
+    image = read_image(tmp_path / "phone.jpg")
+    assert image.meta == {"format": "MPO", "original_size": (4, 8)}
+    assert image.pixels[:, 2, 4].tolist() == [254, 0, 0]  # JPEG's red
+
+
+@pytest.mark.parametrize("side", [9_300, 12_000, 60_000])  # below, within and above Pillow's own alarms
+def test_bombs_are_refused_from_their_header(tmp_path: Path, side: int) -> None:
+    with pytest.raises(DataError, match=r"bomb\.png: .* pixels, at most 85,000,000 are decoded"):
+        read_image(png_without_pixels(tmp_path / "bomb.png", side, side))
+
+
+def test_faults_name_the_file_without_its_folder(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:2000])
+    (tmp_path / "text.png").write_text("no image")
+    for name, what in {"cut.png": "cannot be decoded", "text.png": "not an image", "none.png": "no such file"}.items():
+        with pytest.raises(DataError, match=f"^{name}: {what}") as caught:
+            read_image(tmp_path / name)
+        assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (255,), (0,), (1,)])
+def test_masks_of_one_class_are_0_255_or_0_1(tmp_path: Path, values: tuple[int, ...]) -> None:
+    stored = np.resize(np.array(values, np.uint8), (3, 4))
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", stored)), stored > 0)
+
+
+def test_masks_of_several_classes_hold_the_named_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.png", np.array([[0, 128, 255]], np.uint8))
+    np.testing.assert_array_equal(read_mask(path, values=(0, 128, 255)), [[0, 1, 2]])
+    ids = save(tmp_path / "ids.png", np.array([[0, 3, 2]], np.uint8))
+    np.testing.assert_array_equal(read_mask(ids, values=range(4)), [[0, 3, 2]])
+
+
+def test_stray_values_are_refused_with_their_list(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.png", np.array([[0, 2, 3, 4, 5, 6, 250, 255]], np.uint8))
+    with pytest.raises(DataError, match=r"m\.png: the mask holds the values 2, 3, 4, 5, 6 and 1 more; expected 0, 255"):
+        read_mask(path)
+
+
+def test_masks_in_other_modes_read_alike(tmp_path: Path) -> None:
+    disc = np.array([[0, 255, 255, 0]], np.uint8)
+    picture = PIL.Image.fromarray(disc)
+    for mode in ("1", "RGB", "RGBA", "LA", "P"):
+        picture.convert(mode).save(tmp_path / f"{mode}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{mode}.png"), disc > 0)
+
+
+def test_a_coloured_palette_gives_its_indices(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode=None).convert("P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "voc.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "voc.png", values=range(3)), [[0, 1, 2]])
+
+
+def test_a_palette_that_begins_with_white_is_read_by_its_colours(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), [[1, 0]])
+
+
+def test_a_photograph_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png: a colour picture, not a mask"):
+        read_mask(save(tmp_path / "a.png", RED_GREEN))
+
+
+@monai_loader
+def test_monai_loads_channel_first_with_metadata(tmp_path: Path) -> None:
+    item = {"image": save(tmp_path / "a.png", RED_GREEN), "label": save(tmp_path / "m.png", RED_GREEN[..., 0])}
+    load = Compose(
+        [
+            LoadImaged("image", reader=RgbReader, ensure_channel_first=True),
+            LoadImaged("label", reader=MaskReader()),
+            EnsureChannelFirstd("label"),
+        ]
+    )
+    loaded = load(item)
+    assert loaded["image"].shape == (3, 2, 4)
+    assert loaded["label"].shape == (1, 2, 4)
+    assert loaded["image"].meta["spatial_shape"].tolist() == [2, 4]
+    assert loaded["image"].meta["filename_or_obj"] == str(tmp_path / "a.png")
+
+
+@monai_loader
+def test_monai_reads_a_reader_named_in_a_config_and_the_second_result(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", RED_GREEN)
+    load = LoadImaged("image", reader="amsam_med.data.readers.RgbReader", image_only=False)
+    loaded = load({"image": path})
+    assert loaded["image_meta_dict"]["spatial_shape"].tolist() == [2, 4]
+
+
+@monai_loader
+def test_monai_cannot_fall_back_to_a_reader_without_our_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PIXEL_LIMIT", 7)  # RED_GREEN has 8, and MONAI's own PILReader would take it
+    with pytest.raises(DataError, match="at most 7"):
+        LoadImaged("image", reader=RgbReader)({"image": save(tmp_path / "a.png", RED_GREEN)})
+
+
+def test_real_masks_and_images_agree_in_size(data_root: Path) -> None:
+    images = sorted((data_root / "human_vikram" / "images").iterdir())[:5]
+    assert images
+    for path in images:
+        mask = read_mask(data_root / "human_vikram" / "masks" / f"{path.stem}.png")
+        assert read_image(path).pixels.shape[1:] == mask.shape == image_size(path)
+        assert set(np.unique(mask)) == {0, 1}

@@ -1,0 +1,108 @@
+"""Masks and overlays are written whole or not at all, and read back as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from skimage.segmentation import find_boundaries
+
+from amsam_med.data.readers import read_image, read_mask
+from amsam_med.data.writers import BOX_COLOUR, OUTLINE_COLOURS, atomic_path, write_mask_png, write_overlay
+from amsam_med.errors import DataError
+
+GREY = np.full((3, 40, 60), 90, np.uint8)
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.png"
+    with atomic_path(target) as lent:
+        lent.write_text("whole")
+        assert lent.suffix == ".png"
+        assert lent.parent == target.parent
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["a.png"]
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_half(lent: Path) -> None:
+        lent.write_text("half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as lent:
+        write_half(lent)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_one_class_is_written_as_isic_does(tmp_path: Path) -> None:
+    write_mask_png(torch.tensor([[0, 1]], dtype=torch.uint8), tmp_path / "m.png")
+    picture = PIL.Image.open(tmp_path / "m.png")
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(picture, [[0, 255]])
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), [[0, 1]])
+
+
+def test_several_classes_are_written_as_ids(tmp_path: Path) -> None:
+    write_mask_png(np.array([[0, 2, 1]], np.uint8), tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", values=range(3)), [[0, 2, 1]])
+
+
+def test_an_empty_mask_is_black(tmp_path: Path) -> None:
+    write_mask_png(np.zeros((2, 2), np.uint8), tmp_path / "m.png")
+    np.testing.assert_array_equal(PIL.Image.open(tmp_path / "m.png"), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 2, 2), np.uint8), np.zeros((2, 2), np.float32)])
+def test_what_is_no_mask_is_not_written(tmp_path: Path, wrong: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"uint8 \(H, W\) of class ids; got"):
+        write_mask_png(wrong, tmp_path / "m.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overlay_draws_outlines_and_leaves_the_inside(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 10:30], mask[10:30, 40:50] = 1, 2
+    write_overlay(GREY, mask, tmp_path / "o.png")
+    shown = read_image(tmp_path / "o.png").pixels.transpose(1, 2, 0)
+    is_drawn = (shown != 90).any(axis=-1)
+    assert is_drawn.any()
+    assert not (is_drawn & ~find_boundaries(mask, mode="thick")).any()
+    for class_id, columns in ((1, slice(0, 35)), (2, slice(35, 60))):
+        drawn = shown[:, columns][is_drawn[:, columns]]
+        np.testing.assert_array_equal(drawn, np.broadcast_to(OUTLINE_COLOURS[class_id - 1], drawn.shape))
+
+
+def test_an_object_at_the_edge_is_outlined_there(tmp_path: Path) -> None:
+    write_overlay(GREY, np.ones((40, 60), np.uint8), tmp_path / "o.png")
+    shown = read_image(tmp_path / "o.png").pixels.transpose(1, 2, 0)
+    for y, x in ((0, 30), (39, 30), (20, 0), (20, 59)):
+        assert tuple(shown[y, x]) == OUTLINE_COLOURS[0]
+
+
+def test_a_box_has_its_last_pixels_inside(tmp_path: Path) -> None:
+    write_overlay(GREY, np.zeros((40, 60), np.uint8), tmp_path / "o.png", box=torch.tensor([5.0, 6.0, 60.0, 40.0]))
+    is_drawn = (read_image(tmp_path / "o.png").pixels == np.array(BOX_COLOUR)[:, None, None]).all(axis=0)
+    rows, columns = np.nonzero(is_drawn)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (5, 6, 60, 40)
+
+
+def test_lines_grow_with_the_image(tmp_path: Path) -> None:
+    shares = []
+    for scale in (1, 8):
+        mask = np.zeros((160 * scale, 160 * scale), np.uint8)
+        mask[: 80 * scale] = 1
+        write_overlay(np.full((3, *mask.shape), 90, np.uint8), mask, tmp_path / "o.png")
+        shares.append(float((read_image(tmp_path / "o.png").pixels[0] != 90).mean()))
+    assert shares[1] == pytest.approx(shares[0] / 2, rel=0.3)  # 1 pixel of 160, 4 of 1280
+
+
+def test_an_overlay_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got uint8 \(3, 40, 60\) and a mask \(60, 40\)"):
+        write_overlay(GREY, np.zeros((60, 40), np.uint8), tmp_path / "o.png")
