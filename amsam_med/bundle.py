@@ -15,7 +15,7 @@ from torch import nn
 
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
-from amsam_med.errors import ConfigError, DataError
+from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.model import AmSam
 
 Workflow = Literal["inference", "evaluate", "train"]
@@ -26,6 +26,22 @@ CONFIG_FILES: dict[str, tuple[str, ...]] = {
     "train": ("train.yaml",),
 }
 """The files of ``configs/`` that make up each workflow; a later one overrides the ones before it."""
+
+
+class BundleParser(ConfigParser):
+    """A ``ConfigParser`` that lets an ``AmsamError`` through, where MONAI would bury it in RuntimeErrors."""
+
+    def get_parsed_content(self, id: str = "", **kwargs: Any) -> Any:
+        """Build a part and all that it refers to."""
+        try:
+            return super().get_parsed_content(id, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, AmsamError):
+                    raise cause from None
+                cause = cause.__cause__
+            raise
 
 
 def locate_bundle(name_or_path: str | Path) -> Path:
@@ -51,7 +67,9 @@ def shipped_bundles() -> list[str]:
     return sorted(metadata.parent.parent.name for metadata in weights.bundles_folder().glob("*/configs/metadata.json"))
 
 
-def open_bundle(name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None) -> ConfigParser:
+def open_bundle(
+    name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
+) -> ConfigParser:
     """Read a bundle's configuration; parts are built when they are asked for.
 
     Args:
@@ -67,17 +85,21 @@ def open_bundle(name_or_path: str | Path, workflow: Workflow, overrides: Mapping
         ConfigError: An override names an entry that the configuration does not have.
     """
     root = locate_bundle(name_or_path)
-    parser = ConfigParser()
+    parser = BundleParser()
     parser.read_meta(str(root / "configs" / "metadata.json"))
     parser.read_config(config_files(root, workflow))
     for key, value in {"bundle_root": str(root), **(overrides or {})}.items():
         if key not in parser:
-            raise ConfigError(f"bundle {root.name} has no entry {key!r} in its {workflow} configuration; check the name")
+            raise ConfigError(
+                f"bundle {root.name} has no entry {key!r} in its {workflow} configuration; check the name"
+            )
         parser[key] = value
     return parser
 
 
-def open_workflow(name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None) -> ConfigWorkflow:
+def open_workflow(
+    name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
+) -> ConfigWorkflow:
     """A bundle as MONAI's ``ConfigWorkflow``, with its properties checked; see :func:`open_bundle`."""
     root = locate_bundle(name_or_path)
     return ConfigWorkflow(

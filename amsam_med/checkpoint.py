@@ -1,7 +1,7 @@
 """Trained parts on disk: adapters (small, safetensors) and whole models (a bundle's ``model.pt``).
 
-An adapter holds what few-shot training changed (LoRA, the prompt embedding A, the decoder's unfrozen parts and a learned
-calibration) and, in its header, the settings of its network and the sha256 of the base it was trained on.
+An adapter holds what few-shot training changed (LoRA, the prompt embedding A, the decoder's unfrozen parts and a
+learned calibration) and, in its header, the settings of its network and the sha256 of the base it was trained on.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def load_model(network: nn.Module, path: Path) -> None:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path} does not hold this network ({reason}); fetch it again or train the bundle") from error
+        raise WeightsError(
+            f"{path} does not hold this network ({reason}); fetch it again or train the bundle"
+        ) from error
 
 
 def merge_lora(network: AmSam) -> AmSam:

@@ -20,7 +20,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
         mask_logits: float32 ``(B, C + 1, S/4, S/4)``.
-        predicted_iou: float32 ``(B,)``: the network's estimate of its mask's IoU, the mean over object classes, in [0, 1].
+        predicted_iou: float32 ``(B,)``: the network's estimate of its mask's IoU, the mean over object classes, in
+            [0, 1].
         boxes: float32 ``(B, 4)``, xyxy pixels of the model input; None where no box was used.
         box_confidence: float32 ``(B,)`` in [0, 1]; 1 for a given box, 0 for none or the full image.
         box_sources: One of "detector", "full image", "user" or "none" an image.
@@ -44,7 +45,9 @@ class PromptInferer(Inferer):
         super().__init__()
         self.detector = detector
 
-    def __call__(self, inputs: Tensor, network: AmSam, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(  # type: ignore[override]  # MONAI's inferers take any callable; this one asks for a box's network
+        self, inputs: Tensor, network: AmSam, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Mask logits float ``(B, C + 1, S/4, S/4)`` for MONAI's evaluators; arguments as for :meth:`predict`."""
         return self.predict(inputs, network, *args, **kwargs).mask_logits
 

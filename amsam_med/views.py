@@ -1,7 +1,7 @@
 """The eight flips and rotations of a square image, and what they do to boxes.
 
-View ``k`` rotates by ``k % 4`` quarter turns (counter-clockwise) and then, for ``k >= 4``, mirrors left to right. View 0
-is the image itself. A frozen encoder sees each view once, so views are augmentation at no cost per epoch.
+View ``k`` rotates by ``k % 4`` quarter turns (counter-clockwise) and then, for ``k >= 4``, mirrors left to right. View
+0 is the image itself. A frozen encoder sees each view once, so views are augmentation at no cost per epoch.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python pipelines/pretrain.py --data DATA -o RUN --minutes 60
 
 Every step shows the network eight images with two prompts each; both prompts of an image share its embedding, as in
-SAM's own training. The first prompt is none at all where the image has a whole object to find, the second a jittered box
-or a point on the whole or on a part. A run that is killed continues where it stopped when the same command is given
+SAM's own training. The first prompt is none at all where the image has a whole object to find, the second a jittered
+box or a point on the whole or on a part. A run that is killed continues where it stopped when the same command is given
 again. The result, ``RUN/tiny.safetensors``, holds the exponential average of the weights in fp16.
 """
 
@@ -119,7 +119,8 @@ class Run:
         self.folder, self.step, self.elapsed = folder, 0, 0.0
         network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
         self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+        ema = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.05)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -151,7 +152,7 @@ class Run:
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""
         network = build_amsam("tiny", input_size=self.network.input_size, rank=0, calibration="none", is_fused=False)
         network.load_state_dict(self.average.module.state_dict())
-        network.image_encoder.fuse()  # type: ignore[operator]  # the compact encoder's
+        network.image_encoder.fuse()  # the compact encoder's
         state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
         target = self.folder / "tiny.safetensors"
         save_file(state, target.with_suffix(".tmp"), {"base": "tiny", "input_size": str(network.input_size)})
@@ -178,7 +179,7 @@ def train(run: Run, bank: Bank, minutes: float, batch_size: int, peak_rate: floa
         losses = [len(g.image) / total * prompt_loss(run.network, embedding, g, mask_loss) for g in groups]
         loss = torch.stack(losses).sum()
         run.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         run.optimizer.step()
         run.average.update_parameters(run.network)

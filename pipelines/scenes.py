@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def augment(batch: Items, turns: Tensor, size: int) -> Scene:
     """
     theta = _random_affine(len(batch), turns).to(batch.images.device)
     grid = functional.affine_grid(theta, [len(batch), 3, size, size], align_corners=False)
-    options = {"padding_mode": "reflection", "align_corners": False}
+    options: dict[str, Any] = {"padding_mode": "reflection", "align_corners": False}
     images = functional.grid_sample(batch.images.float() / 255, grid, mode="bilinear", **options)
     ids = functional.grid_sample(batch.ids.float(), grid, mode="nearest", **options).round().to(torch.uint8)
     return Scene(recolour(images), ids, batch.whole)

@@ -1,6 +1,7 @@
 """Which image goes with which mask, and which part of a data set it belongs to.
 
-A list holds items ``{"image": path, "label": path}``. All faults of a folder are reported at once.
+A list holds items ``{"image": path, "label": path}``. All faults of a folder are reported at once. Images without
+masks are what :func:`list_images` finds.
 
 ==============  ============================================================================  ======================
 set             folders                                                                       parts
@@ -14,6 +15,7 @@ TikTok          ``segmentation_full_body_tik_tok_2615_img``, or a plain folder  
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from os import PathLike
@@ -22,6 +24,7 @@ from typing import Literal, NoReturn, TypeAlias
 
 import numpy as np
 
+from amsam_med.data.dicom import is_dicom
 from amsam_med.data.readers import IMAGE_SUFFIXES, image_size
 from amsam_med.errors import ConfigError, DataError
 
@@ -46,6 +49,33 @@ TIKTOK_TEST_COUNT = 2000
 _PLAIN_FOLDERS = ("images", "masks")
 _MASK_ENDING = "_segmentation"
 _SHOWN_FAULTS = 5
+
+
+def list_images(folder: Folder) -> list[Path]:
+    """All images in a folder and its sub-folders, sorted; hidden files and folders are left out.
+
+    A file counts by its suffix or, where it has none, if it starts as DICOM does.
+
+    Raises:
+        DataError: There is no such folder, a sub-folder cannot be listed, or there are no images.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Give a folder with images")
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root, onerror=_refuse_unlisted):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in names if _is_image(path := Path(parent, name))]
+    if not found:
+        raise DataError(f"{root}: no images in it or its sub-folders; known are {', '.join(IMAGE_SUFFIXES)}")
+    return sorted(found)
+
+
+def image_stem(path: Folder) -> str:
+    """The name of an image file without its suffix; "1.2.840.113", as DICOM files are often named, has none."""
+    name = Path(path).name
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def open_datalist(folder: Folder, part: str | None = None) -> list[Item]:
@@ -156,6 +186,18 @@ def few_shot_draw(items: Sequence[Item], shots: int | None, seed: int) -> list[I
     return [in_order[index] for index in drawn]
 
 
+def _refuse_unlisted(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: this folder cannot be listed ({error.strerror}). Change its permissions")
+
+
+def _is_image(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "DICOMDIR":  # the index of a DICOM medium starts as an image does
+        return False
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    return os.access(path, os.R_OK) and is_dicom(path)
+
+
 def _pairs(root: Path, folders: tuple[str, str], check_sizes: bool) -> list[Item]:
     """Match images and masks in two folders of ``root`` by stem; every fault goes into one error."""
     missing = [name for name in folders if not (root / name).is_dir()]
@@ -183,11 +225,9 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     faults = []
     for path in sorted(folder.iterdir()):
-        name = path.name.lower()
-        suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None or name.startswith("."):
+        if path.name.startswith(".") or not path.name.lower().endswith(IMAGE_SUFFIXES):
             continue
-        stem = path.name[: -len(suffix)].removesuffix(_MASK_ENDING)
+        stem = image_stem(path).removesuffix(_MASK_ENDING)
         if stem in found:
             faults.append(f"{path.name}: the same stem as {found[stem].name}")
         found.setdefault(stem, path)

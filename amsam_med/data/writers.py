@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import PostFix
+from monai.utils.misc import ImageMetaKey
 from numpy.typing import NDArray
 from skimage.measure import find_contours
 from torch import Tensor
 
+from amsam_med.data.datalists import image_stem
+from amsam_med.data.readers import read_image
 from amsam_med.errors import DataError
+from amsam_med.keys import Keys
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -32,7 +40,40 @@ OUTLINE_COLOURS: tuple[Colour, ...] = (
 """RGB of classes 1, 2, ... (then again from the first): apart from skin and tissue, and for the colour-blind."""
 
 BOX_COLOUR = (255, 255, 255)
+MASK_ENDING = "_segmentation.png"
+"""What follows an image's stem in the name of its mask, as in ISIC 2018."""
+
 _PIXELS_PER_LINE_WIDTH = 320  # a line is this share of the image's longer side
+
+
+class Result(NamedTuple):
+    """What a format writes of one image.
+
+    Attributes:
+        image: The image file.
+        mask: Class ids, uint8 ``(H, W)``, in the original frame.
+        box_in_original: float32 ``(4,)``, xyxy pixels of the image; None where no box was used.
+    """
+
+    image: Path
+    mask: NDArray[np.uint8]
+    box_in_original: Tensor | None
+
+
+class Format(NamedTuple):
+    """A kind of result file.
+
+    Attributes:
+        folder: Sub-folder of the output folder.
+        column: Column of ``results.csv`` that names the file.
+        ending: From the image's path to what follows its stem.
+        write: Writes one result, whole or not at all.
+    """
+
+    folder: str
+    column: str
+    ending: Callable[[Path], str]
+    write: Callable[[Result, Path], None]
 
 
 @contextmanager
@@ -97,6 +138,34 @@ def write_overlay(
         picture.save(lent, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
 
 
+class SaveMaskd(MapTransform):
+    """:func:`write_mask_png` for an item, as ``<output_dir>/<stem of the image>_segmentation.png``.
+
+    Args:
+        keys: Key of the mask, class ids uint8 ``(1, H, W)``.
+        output_dir: Folder for the masks; made if missing.
+        data_root: The images' folder, whose sub-folders are kept below ``output_dir``. Without it all masks lie side
+            by side, and of two images with one stem the later one wins.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, output_dir: str | PathLike[str], data_root: str | PathLike[str] | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir = Path(output_dir)
+        self.data_root = None if data_root is None else Path(data_root)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write one item's mask and hand the item on; it must hold the ``image_meta_dict`` of its preprocessing."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image = Path(str(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ]))
+            folder = Path() if self.data_root is None else image.relative_to(self.data_root).parent
+            mask = torch.as_tensor(item[key]).cpu()[0]
+            write_mask_png(mask, self.output_dir / folder / f"{image_stem(image)}{MASK_ENDING}")
+        return item
+
+
 def _checked_mask(mask: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
     ids = np.asarray(mask)
     if ids.ndim != 2 or ids.dtype != np.uint8:
@@ -117,3 +186,20 @@ def _draw_box(picture: PIL.Image.Image, box_in_original: list[float], line_width
     x1, y1, x2, y2 = box_in_original
     right, bottom = max(x1, min(x2, picture.width) - 1), max(y1, min(y2, picture.height) - 1)  # last pixels inside
     PIL.ImageDraw.Draw(picture).rectangle((max(x1, 0), max(y1, 0), right, bottom), outline=BOX_COLOUR, width=line_width)
+
+
+def _write_overlay(result: Result, path: Path) -> None:
+    # Reading the image again costs less than holding all images of a batch at full size.
+    write_overlay(read_image(result.image).pixels, result.mask, path, result.box_in_original)
+
+
+FORMATS = {
+    "png": Format("masks", "mask_file", lambda _: MASK_ENDING, lambda result, path: write_mask_png(result.mask, path)),
+    "overlay": Format(
+        "overlays",
+        "overlay_file",
+        lambda image: "_overlay.jpg" if image.suffix.lower() in (".jpg", ".jpeg") else "_overlay.png",
+        _write_overlay,
+    ),
+}
+"""What a folder run can write of an image, by the name that users give."""

@@ -1,6 +1,6 @@
 """Few-shot training: the loss, the two levels and their gradients, and embeddings that are computed once."""
 
-from amsam_med.learn.cache import EmbeddingCache, EncodedDataset
+from amsam_med.learn.cache import EmbeddingCache, EncodedDataset, ViewSampler
 from amsam_med.learn.handler import BiLevelHandler, SeedHandler
 from amsam_med.learn.levels import (
     lower_parameters,
@@ -17,6 +17,7 @@ __all__ = [
     "EncodedDataset",
     "SeedHandler",
     "SegmentationLoss",
+    "ViewSampler",
     "lower_parameters",
     "set_trainable",
     "split_levels",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from amsam_med.boxes import BoxDetector, box_from_mask, full_image_box, jitter_boxes
 from amsam_med.errors import ConfigError, DataError
@@ -203,6 +204,31 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             box = full_image_box((size, size)) if box is None else box
             boxes += [view_boxes(box, view, size) for view in range(self.view_count)]
         return torch.stack(boxes)
+
+
+class ViewSampler(DistributedSampler[int]):
+    """One view of each case an epoch, in a new order: what comes is a pure function of the seed and the epoch.
+
+    So an epoch has as many steps as there are cases, with views or without. MONAI's engines tell the epoch to any
+    ``DistributedSampler``, and a resumed run sees what it would have seen.
+
+    Args:
+        dataset: The cases and their views.
+        num_replicas: Processes that share the cases.
+        rank: This process, from 0.
+        seed: Of order and views.
+    """
+
+    def __init__(self, dataset: EncodedDataset, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+        self.view_count = dataset.view_count
+        cases = range(len(dataset) // dataset.view_count)
+        super().__init__(cases, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of items: a view of each of this process's cases."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        views = torch.randint(self.view_count, (len(self.dataset),), generator=generator)  # type: ignore[arg-type]
+        return iter([case * self.view_count + int(views[case]) for case in super().__iter__()])
 
 
 class _MemoryStore:

@@ -81,7 +81,8 @@ class AmSam(nn.Module):
         """Masks of B images and the network's trust in them.
 
         Args:
-            image: RGB float ``(B, 3, S, S)`` in [0, 1], or its embedding float ``(B, 256, S/16, S/16)``, encoded before.
+            image: RGB float ``(B, 3, S, S)`` in [0, 1], or its embedding float ``(B, 256, S/16, S/16)``, encoded
+                before.
             boxes: One box an image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
             points: float ``(B, N, 2)``, x and y in pixels of the model input.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding.

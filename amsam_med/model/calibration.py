@@ -1,9 +1,10 @@
 """Mask calibration by Hadamard products (Eq. 9-12).
 
 For one image, Eq. 9-11 reduce to ``M_orig / c``: the mean over channels of the products is the dot product that made
-``M_orig``, divided by the number of channels. So with ``scope="image"`` the paper's calibration multiplies the logits by
-``alpha + (1 - alpha) / c`` (0.709 for alpha = 0.7, c = 32): the softmax, the loss and their gradients change, the argmax
-never does. ``mode="learned"`` replaces the mean by a small trained map that starts as the mean and can change the mask.
+``M_orig``, divided by the number of channels. So with ``scope="image"`` the paper's calibration multiplies the logits
+by ``alpha + (1 - alpha) / c`` (0.709 for alpha = 0.7, c = 32): the softmax, the loss and their gradients change, the
+argmax never does. ``mode="learned"`` replaces the mean by a small trained map that starts as the mean and can change
+the mask.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class MaskDecoder(SamMaskDecoder):
         if rank:
             add_lora(self.transformer, rank)
 
-    def forward(  # type: ignore[override]  # one prompt an image instead of many prompts for one image
+    def forward(  # one prompt an image instead of many prompts for one image
         self, image_embedding: Tensor, image_position: Tensor, sparse_prompt: Tensor, dense_prompt: Tensor
     ) -> DecoderOutput:
         """Decode the masks of B images.

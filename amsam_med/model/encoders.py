@@ -7,12 +7,13 @@ own normalisation, so that every caller hands over the same plain images.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import timm
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.common import LayerNorm2d
+from timm.models import FeatureInfo
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -96,9 +97,8 @@ class CompactImageEncoder(nn.Module):
         backbone = timm.create_model(COMPACT_BACKBONE, features_only=True, out_indices=(1, 2, 3), pretrained=False)
         self.input_size = input_size
         self.backbone: nn.Module = reparameterize_model(backbone) if is_fused else backbone
-        self.laterals = nn.ModuleList(
-            nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1) for channels in backbone.feature_info.channels()
-        )
+        widths = cast(FeatureInfo, backbone.feature_info).channels()
+        self.laterals = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in widths)
         self.smooth = nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False)
         self.norm = LayerNorm2d(EMBEDDING_CHANNELS)
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

@@ -41,7 +41,7 @@ class PromptEncoder(SamPromptEncoder):
         )
         self.kind = kind
 
-    def forward(  # type: ignore[override]  # a batch of images instead of a batch of prompts
+    def forward(  # a batch of images instead of a batch of prompts
         self, batch_size: int, boxes: Tensor | None, points: Tensor | None, point_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Embed the prompts of B images.

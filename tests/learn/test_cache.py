@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from amsam_med.boxes import Detections, box_from_mask
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.learn.cache import EmbeddingCache, EncodedDataset
+from amsam_med.learn.cache import EmbeddingCache, EncodedDataset, ViewSampler
 from amsam_med.views import VIEW_COUNT, view_image
 
 SIZE = 64
@@ -274,3 +274,22 @@ def test_an_item_beyond_the_end_does_not_exist(encoder: CountingEncoder) -> None
     data = dataset(encoder)
     with pytest.raises(IndexError, match="item 16 of 16"):
         data[16]
+
+
+def test_an_epoch_shows_one_view_of_each_case_and_the_next_epoch_others(encoder: CountingEncoder) -> None:
+    sampler = ViewSampler(dataset(encoder, count=6), seed=3)
+    epochs = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert all(sorted(item // VIEW_COUNT for item in items) == list(range(6)) for items in epochs)
+    assert len({item % VIEW_COUNT for items in epochs for item in items}) > 4
+    assert len({tuple(items) for items in epochs}) == 4
+    sampler.set_epoch(2)
+    assert list(sampler) == epochs[2]
+
+
+def test_processes_share_the_cases_of_an_epoch(encoder: CountingEncoder) -> None:
+    data = dataset(encoder, count=6)
+    items = [item for rank in range(2) for item in ViewSampler(data, num_replicas=2, rank=rank)]
+    assert sorted(items) == sorted(ViewSampler(data))

@@ -44,20 +44,20 @@ def _compose_sam(network: AmSam, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("base", ["tiny", "vit_b"])
-def test_without_box_and_calibration_the_network_is_sam(base: str, images: Tensor):
+def test_without_box_and_calibration_the_network_is_sam(base: str, images: Tensor) -> None:
     network = build_amsam(base, input_size=64, rank=0, calibration="none").eval()
     with torch.no_grad():
         torch.testing.assert_close(network(images), _compose_sam(network, images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_never_mixes_patients(tiny: AmSam, images: Tensor):
+def test_a_batch_never_mixes_patients(tiny: AmSam, images: Tensor) -> None:
     with torch.no_grad():
         together = tiny(images, BOXES)
         alone = torch.cat([tiny(images[i : i + 1], BOXES[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_lora_at_step_zero_changes_nothing(images: Tensor):
+def test_lora_at_step_zero_changes_nothing(images: Tensor) -> None:
     adapted, plain = build_amsam("tiny", input_size=64), build_amsam("tiny", input_size=64, rank=0)
     state = adapted.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
@@ -65,19 +65,24 @@ def test_lora_at_step_zero_changes_nothing(images: Tensor):
         torch.testing.assert_close(adapted.eval()(images, BOXES), plain.eval()(images, BOXES))
 
 
-def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor):
+def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor) -> None:
     with torch.no_grad():
         assert torch.equal(tiny(tiny.image_encoder(images), BOXES), tiny(images, BOXES))
 
 
-def test_box_point_and_their_absence_give_different_masks(tiny: AmSam, images: Tensor):
+def test_box_point_and_their_absence_give_different_masks(tiny: AmSam, images: Tensor) -> None:
     point, label = torch.full((3, 1, 2), 20.0), torch.ones(3, 1)
     with torch.no_grad():
-        results = [tiny(images), tiny(images, BOXES), tiny(images, None, point, label), tiny(images, BOXES, point, label)]
+        results = [
+            tiny(images),
+            tiny(images, BOXES),
+            tiny(images, None, point, label),
+            tiny(images, BOXES, point, label),
+        ]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
-def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSam, images: Tensor):
+def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSam, images: Tensor) -> None:
     state = tiny.state_dict()
     networks = {kind: build_amsam("tiny", input_size=64, prompt=kind).eval() for kind in ("none", "box+point")}
     for network in networks.values():
@@ -89,19 +94,19 @@ def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSa
         torch.testing.assert_close(networks["box+point"](images, BOXES), by_hand)
 
 
-def test_several_classes_give_one_mask_more(images: Tensor):
+def test_several_classes_give_one_mask_more(images: Tensor) -> None:
     network = build_amsam("tiny", input_size=64, num_classes=3)
     assert network(images).shape == (3, 4, 16, 16)
     assert network.predict(images).predicted_iou.shape == (3, 4)
 
 
-def test_vit_b_trains_510242_parameters():
+def test_vit_b_trains_510242_parameters() -> None:
     network = build_amsam("vit_b", input_size=64)
     trained = {**lower_parameters(network), **upper_parameters(network)}
     assert sum(parameter.numel() for parameter in trained.values()) == 510_242
 
 
-def test_every_trained_parameter_of_the_mask_path_receives_gradient(images: Tensor):
+def test_every_trained_parameter_of_the_mask_path_receives_gradient(images: Tensor) -> None:
     network = build_amsam("tiny", input_size=64, calibration="learned")
     network(images, BOXES).square().mean().backward()
     trained = {**lower_parameters(network), **upper_parameters(network)}
@@ -109,12 +114,12 @@ def test_every_trained_parameter_of_the_mask_path_receives_gradient(images: Tens
     assert {name.split(".")[1] for name in without} == {"iou_prediction_head"}
 
 
-def test_a_wrong_image_size_names_the_right_one(tiny: AmSam):
+def test_a_wrong_image_size_names_the_right_one(tiny: AmSam) -> None:
     with pytest.raises(DataError, match=r"\(B, 3, 64, 64\)"):
         tiny(torch.rand(1, 3, 96, 96))
 
 
 @pytest.mark.parametrize(("base", "size"), [("tiny", 72), ("vit_b", 40), ("resnet", 64), ("vit_b", 0)])
-def test_unknown_bases_and_sizes_are_refused(base: str, size: int):
+def test_unknown_bases_and_sizes_are_refused(base: str, size: int) -> None:
     with pytest.raises(ConfigError, match=r"multiple of|unknown"):
         build_amsam(base, input_size=size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from amsam_med.errors import WeightsError
 from amsam_med.model import build as build_module
 from amsam_med.model import build_amsam
-from amsam_med.model.encoders import CompactImageEncoder, VitSize
+from amsam_med.model.encoders import CompactImageEncoder, SamImageEncoder, VitSize
 
 SMALL_VIT = VitSize(width=32, depth=3, heads=2, global_blocks=(1,))
 
@@ -22,19 +22,23 @@ SMALL_VIT = VitSize(width=32, depth=3, heads=2, global_blocks=(1,))
 def small_sam(monkeypatch: pytest.MonkeyPatch) -> Sam:
     """A SAM of 3 narrow blocks at 128 pixels, with all the parts and names of the real one."""
     monkeypatch.setitem(build_module.VIT_SIZES, "vit_b", SMALL_VIT)
-    encoder = ImageEncoderViT(128, 16, 3, 32, 3, 2, out_chans=256, use_rel_pos=True, window_size=14, global_attn_indexes=(1,))
+    encoder = ImageEncoderViT(
+        128, 16, 3, 32, 3, 2, out_chans=256, use_rel_pos=True, window_size=14, global_attn_indexes=(1,)
+    )
     torch.nn.init.normal_(encoder.pos_embed)
     for block in encoder.blocks:
         torch.nn.init.normal_(block.attn.rel_pos_h)
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
-    return Sam(encoder, PromptEncoder(256, (8, 8), (128, 128), 16), MaskDecoder(transformer_dim=256, transformer=transformer))
+    return Sam(
+        encoder, PromptEncoder(256, (8, 8), (128, 128), 16), MaskDecoder(transformer_dim=256, transformer=transformer)
+    )
 
 
 def _state_without_statistics(sam: Sam) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in sam.state_dict().items() if not name.startswith("pixel_")}
 
 
-def test_a_sam_checkpoint_loads_everything_but_its_four_mask_heads(small_sam: Sam, tmp_path: Path):
+def test_a_sam_checkpoint_loads_everything_but_its_four_mask_heads(small_sam: Sam, tmp_path: Path) -> None:
     torch.save(_state_without_statistics(small_sam), tmp_path / "sam.pth")
     network = build_amsam("vit_b", input_size=128, base_weights=tmp_path / "sam.pth")
     own, sams = network.state_dict(), small_sam.state_dict()
@@ -44,9 +48,10 @@ def test_a_sam_checkpoint_loads_everything_but_its_four_mask_heads(small_sam: Sa
     assert all("mask_tokens" in n or "hypernetworks" in n or "iou_prediction_head" in n for n in left_out)
 
 
-def test_position_tables_are_interpolated_to_the_input_size(small_sam: Sam, tmp_path: Path):
+def test_position_tables_are_interpolated_to_the_input_size(small_sam: Sam, tmp_path: Path) -> None:
     torch.save(_state_without_statistics(small_sam), tmp_path / "sam.pth")
     encoder = build_amsam("vit_b", input_size=64, base_weights=tmp_path / "sam.pth").image_encoder
+    assert isinstance(encoder, SamImageEncoder)
     assert encoder.pos_embed.shape == (1, 4, 4, 32)
     naive = small_sam.image_encoder.pos_embed.unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(-2, -1))
     torch.testing.assert_close(encoder.pos_embed, naive)  # halving bilinearly = means of 2 x 2
@@ -54,7 +59,7 @@ def test_position_tables_are_interpolated_to_the_input_size(small_sam: Sam, tmp_
     assert encoder.blocks[0].attn.rel_pos_h.shape[0] == 2 * 14 - 1  # windows keep their size
 
 
-def test_a_base_of_ours_is_taken_whole_for_one_class_and_without_heads_for_three(tmp_path: Path):
+def test_a_base_of_ours_is_taken_whole_for_one_class_and_without_heads_for_three(tmp_path: Path) -> None:
     base = build_amsam("tiny", input_size=64, rank=0, calibration="none")
     save_file(base.state_dict(), tmp_path / "tiny.safetensors")
     state = base.state_dict()
@@ -67,14 +72,14 @@ def test_a_base_of_ours_is_taken_whole_for_one_class_and_without_heads_for_three
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_damaged_base_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes):
+def test_a_damaged_base_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="broken"):
         build_amsam("tiny", input_size=64, base_weights=path)
 
 
-def test_a_base_of_another_network_and_a_missing_one_are_refused(tmp_path: Path):
+def test_a_base_of_another_network_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     save_file({"image_encoder.other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="does not hold this network"):
         build_amsam("tiny", input_size=64, base_weights=tmp_path / "other.safetensors")
@@ -82,7 +87,7 @@ def test_a_base_of_another_network_and_a_missing_one_are_refused(tmp_path: Path)
         build_amsam("tiny", input_size=64, base_weights=tmp_path / "nowhere.pth")
 
 
-def test_merging_the_backbones_branches_keeps_the_function():
+def test_merging_the_backbones_branches_keeps_the_function() -> None:
     encoder = CompactImageEncoder(64, is_fused=False).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

@@ -15,7 +15,9 @@ from amsam_med.model.calibration import (
 )
 
 
-def _decoder_output(b: int = 3, n: int = 2, c: int = 8, side: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _decoder_output(
+    b: int = 3, n: int = 2, c: int = 8, side: int = 5
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """M_orig, U and H as the decoder makes them."""
     generator = torch.Generator().manual_seed(1)
     upscaled = torch.randn(b, c, side, side, generator=generator)
@@ -23,7 +25,7 @@ def _decoder_output(b: int = 3, n: int = 2, c: int = 8, side: int = 5) -> tuple[
     return torch.einsum("bnc,bchw->bnhw", vectors, upscaled), upscaled, vectors
 
 
-def test_products_equal_the_papers_loop_over_channels():
+def test_products_equal_the_papers_loop_over_channels() -> None:
     _, upscaled, vectors = _decoder_output()
     products = hadamard_products(upscaled, vectors)
     for i in range(upscaled.shape[1]):
@@ -32,37 +34,37 @@ def test_products_equal_the_papers_loop_over_channels():
         assert torch.equal(products[:, i], naive)
 
 
-def test_concatenation_holds_one_product_for_each_image_and_channel():
+def test_concatenation_holds_one_product_for_each_image_and_channel() -> None:
     products = hadamard_products(*_decoder_output()[1:])
     joined = concatenate_products(products)
     assert joined.shape == (3 * 8, 2, 5, 5)
     assert torch.equal(joined[8 + 2], products[1, 2])
 
 
-def test_batch_scope_is_the_mean_over_everything_and_the_same_for_all_images():
+def test_batch_scope_is_the_mean_over_everything_and_the_same_for_all_images() -> None:
     products = hadamard_products(*_decoder_output()[1:])
     averaged = average_products(products, "batch")
     assert averaged.shape == (3, 2, 5, 5)
     torch.testing.assert_close(averaged[2], products.sum(dim=(0, 1)) / 24)
 
 
-def test_both_scopes_agree_for_a_single_image():
+def test_both_scopes_agree_for_a_single_image() -> None:
     products = hadamard_products(*_decoder_output(b=1)[1:])
     torch.testing.assert_close(average_products(products, "image"), average_products(products, "batch"))
 
 
-def test_blending_by_hand():
+def test_blending_by_hand() -> None:
     assert blend_masks(torch.tensor(10.0), torch.tensor(20.0), alpha=0.7) == pytest.approx(13.0)
 
 
-def test_papers_calibration_only_rescales_the_logits_of_an_image():
+def test_papers_calibration_only_rescales_the_logits_of_an_image() -> None:
     original, upscaled, vectors = _decoder_output(c=32)
     calibrated = MaskCalibration("paper", alpha=0.7)(original, upscaled, vectors)
     torch.testing.assert_close(calibrated, (0.7 + 0.3 / 32) * original, rtol=1e-4, atol=1e-5)
     assert torch.equal(calibrated.argmax(dim=1), original.argmax(dim=1))
 
 
-def test_an_images_mask_does_not_depend_on_its_neighbours():
+def test_an_images_mask_does_not_depend_on_its_neighbours() -> None:
     original, upscaled, vectors = _decoder_output()
     for mode in ("paper", "learned"):
         calibration = MaskCalibration(mode, channels=8)
@@ -71,19 +73,19 @@ def test_an_images_mask_does_not_depend_on_its_neighbours():
         torch.testing.assert_close(together[1:2], alone)
 
 
-def test_batch_scope_is_refused_outside_training():
+def test_batch_scope_is_refused_outside_training() -> None:
     calibration = MaskCalibration("paper", scope="batch").eval()
     with pytest.raises(ConfigError, match="scope 'image'"):
         calibration(*_decoder_output())
 
 
-def test_learned_calibration_starts_as_the_papers():
+def test_learned_calibration_starts_as_the_papers() -> None:
     decoded = _decoder_output()
     learned, paper = MaskCalibration("learned", channels=8), MaskCalibration("paper", channels=8)
     torch.testing.assert_close(learned(*decoded), paper(*decoded), rtol=1e-4, atol=1e-5)
 
 
-def test_learned_calibration_can_change_the_mask():
+def test_learned_calibration_can_change_the_mask() -> None:
     original, upscaled, vectors = _decoder_output()
     calibration = MaskCalibration("learned", alpha=0.1, channels=8)
     assert calibration.fusion is not None
@@ -93,7 +95,7 @@ def test_learned_calibration_can_change_the_mask():
     assert changed.any()
 
 
-def test_learned_calibration_receives_gradient():
+def test_learned_calibration_receives_gradient() -> None:
     calibration = MaskCalibration("learned", channels=8)
     calibration(*_decoder_output()).square().sum().backward()
     assert calibration.fusion is not None
@@ -102,6 +104,6 @@ def test_learned_calibration_receives_gradient():
 
 
 @pytest.mark.parametrize(("mode", "alpha"), [("magic", 0.7), ("paper", 1.5)])
-def test_wrong_settings_are_refused(mode: str, alpha: float):
+def test_wrong_settings_are_refused(mode: str, alpha: float) -> None:
     with pytest.raises(ConfigError, match=r"unknown|between 0 and 1"):
         MaskCalibration(mode, alpha)  # type: ignore[arg-type]

@@ -9,29 +9,29 @@ from torch import nn
 from amsam_med.model.lora import LoraLinear, adapted_projection, adapted_weight, add_lora, low_rank_update
 
 
-def test_low_rank_update_equals_the_hand_computed_product():
+def test_low_rank_update_equals_the_hand_computed_product() -> None:
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0], [0.0]])
     assert low_rank_update(a, b).tolist() == [[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]]
 
 
-def test_low_rank_update_never_exceeds_its_rank():
+def test_low_rank_update_never_exceeds_its_rank() -> None:
     a, b = torch.randn(3, 20), torch.randn(30, 3)
     assert torch.linalg.matrix_rank(low_rank_update(a, b)) == 3
 
 
-def test_projection_equals_multiplying_by_the_adapted_weight():
+def test_projection_equals_multiplying_by_the_adapted_weight() -> None:
     tokens, weight, bias = torch.randn(2, 5, 8), torch.randn(6, 8), torch.randn(6)
     a, b = torch.randn(4, 8), torch.randn(6, 4)
     naive = tokens @ adapted_weight(weight, a, b).T + bias
     torch.testing.assert_close(adapted_projection(tokens, weight, bias, a, b), naive, rtol=1e-4, atol=1e-4)
 
 
-def test_at_step_zero_lora_changes_nothing():
+def test_at_step_zero_lora_changes_nothing() -> None:
     layer, tokens = nn.Linear(8, 6), torch.randn(2, 5, 8)
     assert torch.equal(LoraLinear(layer, rank=4)(tokens), layer(tokens))
 
 
-def test_only_b_receives_gradient_at_step_zero():
+def test_only_b_receives_gradient_at_step_zero() -> None:
     adapted = LoraLinear(nn.Linear(8, 6), rank=4)
     adapted(torch.randn(2, 5, 8)).square().sum().backward()
     assert adapted.lora_b.grad is not None
@@ -40,7 +40,7 @@ def test_only_b_receives_gradient_at_step_zero():
     assert adapted.lora_a.grad.abs().sum() == 0  # dA = B^T ... and B = 0
 
 
-def test_sams_transformer_gets_fourteen_layers_and_23552_weights():
+def test_sams_transformer_gets_fourteen_layers_and_23552_weights() -> None:
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     add_lora(transformer, rank=4)
     layers = [module for module in transformer.modules() if isinstance(module, LoraLinear)]

@@ -1,0 +1,176 @@
+"""``amsam segment``: masks for images, folders and DICOM files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amsam_med.cli import INTERRUPTED
+
+if TYPE_CHECKING:
+    from amsam_med.segment import Progress, SegmentSummary, Step
+
+FORMAT_NAMES = ("png", "overlay")  # of amsam_med.data.writers.FORMATS, which --help need not load
+
+
+def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+    if unknown := [name for name in names if name not in FORMAT_NAMES]:
+        raise click.BadParameter(f"unknown {', '.join(map(repr, unknown))}; known are {', '.join(FORMAT_NAMES)}")
+    return names
+
+
+@click.command(no_args_is_help=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the results; made if missing.",
+)
+@click.option(
+    "--bundle",
+    default="amsam_isic",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An adapter that `amsam train` wrote, instead of the bundle's own model.",
+)
+@click.option(
+    "--base-weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The base that the adapter was trained on.  [default: the one it names]",
+)
+@click.option(
+    "--format",
+    "formats",
+    callback=_format_names,
+    default=",".join(FORMAT_NAMES),
+    show_default=True,
+    metavar="NAMES",
+    help="What to write: png (masks), overlay (outline and box over the image).",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Images that the network takes at once; fewer need less memory.",
+)
+@click.option("--overwrite", is_flag=True, help="Do again what an earlier run into this folder has done.")
+@click.pass_context
+def segment(
+    ctx: click.Context,
+    inputs: tuple[Path, ...],
+    output: Path,
+    bundle: str,
+    adapter: Path | None,
+    base_weights: Path | None,
+    formats: tuple[str, ...],
+    device: str,
+    batch_size: int,
+    overwrite: bool,
+) -> None:
+    r"""Segment images, folders and DICOM files.
+
+    A detector finds the object in each image and its box prompts the network: there is nothing to click. INPUT is an
+    image file (PNG, JPEG, TIFF, BMP, WebP, NIfTI slice, DICOM) or a folder, which is searched with its sub-folders.
+
+    \b
+    Examples:
+      amsam segment photo.jpg -o out
+      amsam segment photos/ more/scan.dcm -o out --format png
+      amsam segment photos/ -o out --adapter run/adapter.safetensors
+
+    \b
+    The output folder then holds:
+      masks/SUBFOLDER/NAME_segmentation.png   0 and 255, in the image's own size
+      overlays/SUBFOLDER/NAME_overlay.jpg     outline and box over the image
+      results.csv                             box, area, confidence or error of every image
+      run.json                                weights, settings, versions, counts
+
+    The same command again goes on where it was stopped: images that are done are skipped. Images that cannot be read
+    are listed with their error and do not stop the others. Of images with one name, as a.jpg and a.png, the first keeps
+    it and the next is written as a.png_segmentation.png.
+
+    Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
+    hand is finished and all results are kept).
+    """
+    from amsam_med.bundle import locate_bundle
+    from amsam_med.errors import DataError
+    from amsam_med.segment import SegmentOptions, find_images
+    from amsam_med.segment import segment as run
+
+    try:
+        locate_bundle(bundle)
+        find_images(inputs)
+    except DataError as error:
+        raise click.UsageError(str(error), ctx) from error
+    options = SegmentOptions(bundle, adapter, base_weights, formats, device, batch_size, overwrite)
+    with _progress_bar() as progress:
+        summary = run(inputs, output, options, progress)
+    _print(summary)
+    ctx.exit(INTERRUPTED if summary.is_interrupted else 1 if summary.failed else 0)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress | None]:
+    """A bar on stderr if a person is looking at it; a log file gets none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    current = TextColumn("{task.fields[file]}", markup=False)  # names may hold [brackets]
+    with Bars(*columns, current, console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None, rate="", file="loading the network")
+
+        def show(step: Step) -> None:
+            if step.finished == 1:
+                bars.reset(task, total=step.total)  # the clock starts after the network is loaded
+            speed = bars.tasks[0].speed
+            bars.update(
+                task,
+                completed=step.finished,
+                rate=f"{speed:.1f} images/s" if speed else "",
+                file=step.file.encode(errors="replace").decode(),
+            )
+
+        yield show
+
+
+def _print(summary: SegmentSummary) -> None:
+    numbers = {
+        "done": str(summary.done),
+        "failed": str(summary.failed),
+        "skipped": str(summary.skipped),
+        "full-image boxes": str(summary.full_image_boxes),
+        "seconds": f"{summary.seconds:.1f}",
+        "images/s": f"{summary.images_per_second:.1f}",
+    }
+    for name, number in numbers.items():
+        click.echo(f"{name:<18}{number:>8}")
+    if summary.skipped:
+        click.echo(f"{summary.skipped} of {summary.images} images were done before; --overwrite does them again.")
+    click.echo(f"Results are in {summary.output}.")
+    for file, error in summary.failures:
+        click.echo(f"failed: {file}: {error}", err=True)
+    if summary.failed > len(summary.failures):
+        click.echo(f"and {summary.failed - len(summary.failures)} more; see {summary.output / 'results.csv'}", err=True)
+    if summary.is_interrupted:
+        left = summary.images - summary.finished - summary.skipped
+        click.echo(f"Interrupted with {left} images left; the same command does them.", err=True)

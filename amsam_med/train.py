@@ -1,0 +1,342 @@
+"""Few-shot bi-level training: a folder of labelled examples in, a run folder with an adapter out.
+
+The run folder holds::
+
+    adapter.safetensors   the best weights by Dice on D2, with the settings they need
+    checkpoint.pt         everything a resumed run needs to end with the same weights
+    split.json            which examples were drawn, their halves D1 and D2, and the settings of the run
+    history.csv           losses, Dice on D2 and learning rate after every epoch
+    curves.png, panel.png what a person looks at first
+    run.json              versions, settings, times and the result
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle.config_parser import ConfigParser
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import CheckpointLoader
+from monai.utils.enums import PostFix
+from monai.utils.misc import ImageMetaKey
+from torch import Tensor
+
+from amsam_med import weights
+from amsam_med.boxes import box_from_mask, scale_boxes
+from amsam_med.bundle import count_parameters, open_bundle
+from amsam_med.checkpoint import Adapter, load_adapter, save_adapter, save_model
+from amsam_med.data.readers import read_image
+from amsam_med.data.transforms import preprocessing, restore_original
+from amsam_med.data.writers import atomic_path
+from amsam_med.errors import ConfigError
+from amsam_med.evaluate import score_image
+from amsam_med.infer import PromptInferer
+from amsam_med.keys import Keys
+from amsam_med.learn.handler import UPPER_LOSS
+from amsam_med.model import AmSam
+from amsam_med.report import PanelRow, draw_curves, draw_panel
+
+CHECKPOINT = "checkpoint.pt"
+ADAPTER = "adapter.safetensors"
+HISTORY = "history.csv"
+SPLIT = "split.json"
+RUN = "run.json"
+CHECKPOINT_EVERY = 5
+"""Epochs between two checkpoints."""
+
+EpochProgress = Callable[[int, int, float], None]
+"""Called after each epoch with (epoch, epochs, Dice on D2)."""
+
+
+class RunRecorder:
+    """Ignite handler that keeps the record of a run: split, history, best adapter, checkpoints.
+
+    Attach it last: what it checkpoints after an epoch must include that epoch's steps of both schedulers.
+
+    Args:
+        folder: The run folder.
+        network: The network in training, unwrapped.
+        evaluator: Scores D2 after every epoch, before this handler sees the epoch.
+        levels: D1 and D2, lists of ``{"image": path, "label": path}``.
+        parts: What a checkpoint holds besides the adapter, the trainer and this record: optimisers, schedulers.
+        settings: Written into the adapter's header.
+        resume: Continue from ``checkpoint.pt`` where there is one.
+        save_whole_model: Leave ``model.pt`` with the best weights too, for the bundle's inference.
+        is_active: False in all but one of several processes.
+        progress: Told about every epoch.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        network: AmSam,
+        evaluator: SupervisedEvaluator,
+        levels: tuple[list[dict[str, str]], list[dict[str, str]]],
+        parts: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        save_whole_model: bool = True,
+        is_active: bool = True,
+        progress: EpochProgress | None = None,
+    ) -> None:
+        self.folder, self.network, self.evaluator, self.levels = Path(folder), network, evaluator, levels
+        self.parts, self.settings, self.resume, self.progress = dict(parts), dict(settings), resume, progress
+        self.save_whole_model, self.is_active = save_whole_model, is_active
+        self.history: list[dict[str, float]] = []
+        self._losses: list[tuple[float, float]] = []
+
+    @property
+    def best_dice(self) -> float:
+        """The best Dice on D2 so far; -1 before the first epoch."""
+        return max((row["d2_dice"] for row in self.history), default=-1.0)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the best Dice on D2; 0 before the first epoch."""
+        return next((int(row["epoch"]) for row in self.history if row["d2_dice"] == self.best_dice), 0)
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Record the run of ``engine``.
+
+        Raises:
+            ConfigError: The run to continue has other examples or settings than this one.
+        """
+        if self.resume:
+            self._refuse_other_settings()
+        saved = {**self.parts, "adapter": Adapter(self.network), "record": self, "trainer": engine}
+        checkpoint = self.folder / CHECKPOINT
+        if self.resume and checkpoint.is_file():
+            CheckpointLoader(str(checkpoint), saved, map_location="cpu").attach(engine)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_losses)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        if self.is_active:
+            every = Events.EPOCH_COMPLETED(lambda _, epoch: epoch % CHECKPOINT_EVERY == 0 or epoch == engine.state.max_epochs)
+            engine.add_event_handler(every, lambda _: self._save_checkpoint(saved))
+            engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take down an epoch, and keep its weights if D2 likes them best."""
+        lower, upper = (sum(losses) / len(losses) for losses in zip(*self._losses, strict=True))
+        self._losses.clear()
+        dice = float(self.evaluator.state.metrics[self.evaluator.state.key_metric_name])
+        is_best = dice > self.best_dice
+        rate = float(self.parts["lower_optimizer"].param_groups[0]["lr"])
+        self.history.append(
+            {"epoch": engine.state.epoch, "lower_loss": lower, "upper_loss": upper, "d2_dice": dice, "lower_rate": rate}
+        )
+        if self.is_active:
+            if is_best:
+                record = {**self.settings, "epoch": engine.state.epoch, "d2_dice": dice}
+                save_adapter(self.network, self.folder / ADAPTER, record)
+            self._write_history()
+        if self.progress is not None:
+            self.progress(engine.state.epoch, int(engine.state.max_epochs or 0), dice)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the history of an interrupted run."""
+        self.history = list(state["history"])
+
+    def _start(self, _engine: Engine) -> None:
+        if self.is_active:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(self.folder / SPLIT, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the one that it continues."""
+        halves = {"d1": self.levels[0], "d2": self.levels[1]}
+        return {**halves, "network": self.network.settings, "settings": self.settings}
+
+    def _refuse_other_settings(self) -> None:
+        path = self.folder / SPLIT
+        if not path.is_file():
+            return
+        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self._identity()))
+        different = [
+            f"{name} ({before[part].get(name)!r}, now {now[part].get(name)!r})"
+            for part in ("network", "settings")
+            for name in sorted(before[part].keys() | now[part].keys())
+            if before[part].get(name) != now[part].get(name)
+        ]
+        if not different and (before["d1"], before["d2"]) != (now["d1"], now["d2"]):
+            different = ["the examples (other files, or the data folder was moved)"]
+        if different:
+            raise ConfigError(
+                f"the run in {self.folder} cannot be continued, as it differs in {', '.join(different)}; "
+                "give the options it was started with, or another folder"
+            )
+
+    def _collect_losses(self, engine: Engine) -> None:
+        output = engine.state.output
+        first = output[0] if isinstance(output, list) else output
+        self._losses.append((float(first["loss"]), float(engine.state.metrics.get(UPPER_LOSS, float("nan")))))
+
+    def _write_history(self) -> None:
+        with atomic_path(self.folder / HISTORY) as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def _save_checkpoint(self, saved: Mapping[str, Any]) -> None:
+        state = {name: part.state_dict() for name, part in saved.items()}
+        with atomic_path(self.folder / CHECKPOINT) as path:
+            torch.save(state, path)
+
+    def _finish(self, _engine: Engine) -> None:
+        """Put the best weights into the network, and write it whole where a bundle wants it."""
+        load_adapter(self.network, self.folder / ADAPTER)
+        if self.save_whole_model:
+            save_model(self.network, self.folder / "model.pt")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What ``amsam train`` lets a user choose.
+
+    Attributes:
+        bundle: The bundle whose training configuration is run.
+        overrides: Entries of that configuration, by id.
+        resume: Continue an interrupted run in the same folder.
+        panel_images: D2 images shown in the panel.
+    """
+
+    bundle: str = "amsam_isic"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    panel_images: int = 4
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The outcome of a run.
+
+    Attributes:
+        folder: The run folder.
+        adapter: The best weights.
+        best_dice: Dice on D2 of the best epoch, at the size of the logits (64 x 64), in [0, 1].
+        best_epoch: That epoch, counted from 1.
+        seconds: Wall time of encoding and training.
+        trained_parameters: How many numbers were trained.
+    """
+
+    folder: Path
+    adapter: Path
+    best_dice: float
+    best_epoch: int
+    seconds: float
+    trained_parameters: int
+
+
+def train(
+    data: Path,
+    folder: Path,
+    options: TrainOptions | None = None,
+    encode_progress: Callable[[int, int], None] | None = None,
+    epoch_progress: EpochProgress | None = None,
+) -> TrainResult:
+    """Train an adapter on a folder of labelled images.
+
+    Args:
+        data: A folder that ``data.datalists.open_datalist`` knows.
+        folder: The run folder; made where it is missing.
+        options: See :class:`TrainOptions`.
+        encode_progress: Called with (encoded, all) while images are encoded, for each half in turn.
+        epoch_progress: Called after each epoch.
+
+    Raises:
+        ConfigError: The folder holds a finished or an interrupted run and ``resume`` is not set.
+        DataError: The data cannot be used.
+        WeightsError: Base or detector are not at hand.
+    """
+    options = options or TrainOptions()
+    _refuse_other_run(folder, options.resume)
+    start = time.monotonic()
+    parser = open_bundle(
+        options.bundle,
+        "train",
+        {
+            **options.overrides,
+            "dataset_dir": str(data),
+            "output_dir": str(folder),
+            "resume": options.resume,
+            "save_whole_model": False,
+            "encode_progress": encode_progress,
+            "epoch_progress": epoch_progress,
+        },
+    )
+    parser.get_parsed_content("initialize")
+    trainer: SupervisedTrainer = parser.get_parsed_content("train::trainer")
+    recorder: RunRecorder = parser.get_parsed_content("train::recorder")
+    trainer.run()
+    _, trained = count_parameters(recorder.network)
+    seconds = time.monotonic() - start
+    result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
+    draw_curves(recorder.history, folder / "curves.png")
+    draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], parser), folder / "panel.png")
+    _write_json(folder / RUN, _summary(result, options, recorder, parser))
+    return result
+
+
+def _refuse_other_run(folder: Path, resume: bool) -> None:
+    if (folder / HISTORY).exists() and not resume:
+        raise ConfigError(f"{folder} already holds a run; give --resume to continue it, or another folder")
+
+
+def _panel_rows(items: Sequence[Mapping[str, str]], parser: ConfigParser) -> list[PanelRow]:
+    """Segment examples as inference does, with the trained network."""
+    network: AmSam = parser.get_parsed_content("core")
+    inferer = PromptInferer(parser.get_parsed_content("detector"))
+    prepare = preprocessing(network.input_size, True, "original", int(network.settings["num_classes"]))
+    return [_panel_row(prepare(dict(item)), network.eval(), inferer) for item in items]
+
+
+def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) -> PanelRow:
+    truth: Tensor = item[Keys.LABEL]  # uint8 (1, H, W)
+    size, input_size = (truth.shape[-2], truth.shape[-1]), (network.input_size, network.input_size)
+    boxes = None
+    if inferer.detector is None and (box_in_original := box_from_mask(truth[0])) is not None:
+        boxes = scale_boxes(box_in_original, size, input_size)[None]  # as in training without a detector
+    device = next(network.parameters()).device
+    found = inferer.predict(item[Keys.IMAGE][None].to(device), network, None if boxes is None else boxes.to(device))
+    mask_logits = found.mask_logits[0].cpu()
+    mask = restore_original(mask_logits, size)[None]
+    box = None if found.boxes is None else scale_boxes(found.boxes[0], input_size, size).tolist()
+    path = Path(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])
+    dice = score_image(path.name, mask, truth, mask_logits).dice
+    return PanelRow(path.name, read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
+
+
+def _summary(
+    result: TrainResult, options: TrainOptions, recorder: RunRecorder, parser: ConfigParser
+) -> dict[str, Any]:
+    packages = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm")
+    return {
+        "bundle": options.bundle,
+        "settings": {**recorder.network.settings, **recorder.settings},
+        "examples": {"d1": len(recorder.levels[0]), "d2": len(recorder.levels[1])},
+        "best_d2_dice": result.best_dice,
+        "best_epoch": result.best_epoch,
+        "seconds": round(result.seconds, 2),
+        "trained_parameters": result.trained_parameters,
+        "base_sha256": weights.sha256(Path(parser.get_parsed_content("base_file"))),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Put trained weights into their place in the package, with their sha256 on record.
+
+    python pipelines/release.py base RUN/tiny.safetensors
+    python pipelines/release.py detector amsam_isic detectors/lesion.safetensors
+    python pipelines/release.py model amsam_isic RUN
+
+``model`` takes the run folder of a bundle's training and stores its best weights as the bundle's ``models/model.pt``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from amsam_med import weights
+from amsam_med.checkpoint import load_adapter, read_adapter, save_model
+from amsam_med.model import build_amsam
+
+LARGEST = 25 * 1000**2
+"""Bytes that a weight file in the repository may have."""
+DETECTORS = {"amsam_isic": "lesion-detector", "amsam_body": "person-detector"}
+
+
+@click.group()
+def main() -> None:
+    """Put trained weights into their place in the package."""
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True))
+def base(file: Path) -> None:
+    """Release a pre-trained base; adapters trained on another base stop fitting."""
+    build_amsam("tiny", base_weights=file)  # refuses a file that is not one
+    _release("tiny", file)
+
+
+@main.command()
+@click.argument("bundle", type=click.Choice(list(DETECTORS)))
+@click.argument("file", type=click.Path(path_type=Path, exists=True))
+def detector(bundle: str, file: Path) -> None:
+    """Release a bundle's box detector."""
+    from amsam_med.detect.yolo import load_detector
+
+    load_detector(file)
+    _release(DETECTORS[bundle], file)
+
+
+@main.command()
+@click.argument("bundle", type=click.Choice(list(DETECTORS)))
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def model(bundle: str, run: Path) -> None:
+    """Release the best weights of a run as a bundle's model."""
+    adapter = run / "adapter.safetensors"
+    settings, record, _ = read_adapter(adapter)
+    network = build_amsam(**settings, base_weights=weights.find(settings["base"]))
+    load_adapter(network, adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pt"
+        save_model(network, file)
+        _release(bundle, file)
+    print(f"epoch {record['epoch']}, Dice on D2 {record['d2_dice']:.4f}")
+
+
+def _release(name: str, file: Path) -> None:
+    if file.stat().st_size > LARGEST:
+        raise click.ClickException(f"{file} has {file.stat().st_size} bytes, more than {LARGEST}; store it in fp16")
+    place = weights.register(name, file)
+    print(f"{name}: {place} ({place.stat().st_size:,} bytes)")
+
+
+if __name__ == "__main__":
+    main()
