@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,14 +82,16 @@ class Stages:
     def run(self, images: Iterable[InputImage], is_interrupted: threading.Event) -> Generator[Row]:
         """The rows of all images in order; after an interrupt, those of the batches begun before it."""
         threads = torch.get_num_threads()
-        helpers = max(1, min(_MOST_HELPERS, threads // 2))
+        helpers = max(1, min(_MOST_HELPERS, threads // 4))
+        # Readers, network and writers share the cores; torch's threads wait in busy loops, so one too many costs a core.
+        torch.set_num_threads(max(1, threads - 2 * helpers))
         try:
             with closing(_in_order(self._read, map(_Job, images), helpers, 2 * self._batch_size)) as jobs:
                 predicted = self._predict_batches(jobs, is_interrupted)
                 with closing(_in_order(self._write, predicted, helpers, self._batch_size)) as rows:
                     yield from rows
         finally:
-            torch.set_num_threads(threads)  # the helpers' setting is also the default of threads to come
+            torch.set_num_threads(threads)
 
     def _read(self, job: _Job) -> _Job:
         with job.at_work():
@@ -137,7 +139,8 @@ class Stages:
         if not job.error:
             return Row(**image_facts, **job.facts)
         for name in FORMATS:  # nothing may pass for the result of an image that has none
-            (self._output / job.image.result_file(name)).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._output / job.image.result_file(name)).unlink()
         known = {key: job.facts[key] for key in ("image_sha256", "height_px", "width_px") if key in job.facts}
         return Row(**image_facts, **known, error=job.error)
 

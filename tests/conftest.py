@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -30,3 +31,42 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"real images not found at {root}; set AMSAM_DATA to the data folder")
     return root
+
+
+TINY_SIZE = 64
+"""Side of the model input in tests, in pixels."""
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle like ``amsam_isic`` with random weights at 64 pixels; its base is ``base.safetensors`` in its folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    from amsam_med.checkpoint import save_model
+    from amsam_med.detect.yolo import YoloDetector, save_detector
+    from amsam_med.model import build_amsam
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("bundle") / "tiny_bundle"
+    shutil.copytree(REPOSITORY / "bundles" / "amsam_isic" / "configs", root / "configs")
+    base = build_amsam("tiny", input_size=TINY_SIZE, rank=0, calibration="none")
+    save_file(base.state_dict(), root / "base.safetensors")
+    network = build_amsam("tiny", input_size=TINY_SIZE, base_weights=root / "base.safetensors")
+    save_model(network, root / "models" / "model.pt")
+    save_detector(YoloDetector(input_size=TINY_SIZE), root / "models" / "detector.safetensors")
+    for name in ("inference.yaml", "train.yaml"):
+        config = root / "configs" / name
+        text = config.read_text().replace("input_size: 256", f"input_size: {TINY_SIZE}")
+        config.write_text(text.replace("'$str(amsam_med.weights.find(@base))'", str(root / "base.safetensors")))
+    return root
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small synthetic dermoscopy images with masks."""
+    from amsam_med.synthetic import write_dermoscopy
+
+    folder = tmp_path_factory.mktemp("labelled")
+    write_dermoscopy(folder, 6, seed=0, size=(72, 96))
+    return folder

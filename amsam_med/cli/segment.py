@@ -82,7 +82,7 @@ def segment(
     batch_size: int,
     overwrite: bool,
 ) -> None:
-    r"""Segment images, folders and DICOM files.
+    """Segment images, folders and DICOM files.
 
     A detector finds the object in each image and its box prompts the network: there is nothing to click. INPUT is an
     image file (PNG, JPEG, TIFF, BMP, WebP, NIfTI slice, DICOM) or a folder, which is searched with its sub-folders.
@@ -106,7 +106,7 @@ def segment(
 
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
     hand is finished and all results are kept).
-    """
+    """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import locate_bundle
     from amsam_med.errors import DataError
     from amsam_med.segment import SegmentOptions, find_images

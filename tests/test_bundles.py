@@ -1,0 +1,191 @@
+"""The MONAI bundles: every verb that the documentation names, on tiny settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amsam_med.bundle import adapter_overrides, locate_bundle, open_bundle, open_workflow, shipped_bundles
+from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.model import build_amsam
+from tests.conftest import REPOSITORY
+
+# What MONAI says on every opened configuration, and torch on the trace that MONAI's export makes.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+
+BUNDLES = ("amsam_isic", "amsam_body")
+SCHEMA = "meta_schema_20240725.json"
+
+
+def _files(root: Path, *names: str) -> list[str]:
+    return [str(root / "configs" / name) for name in names]
+
+
+def _training_settings(data: Path, output: Path) -> dict[str, object]:
+    return {"dataset_dir": str(data), "output_dir": str(output), "shots": 4, "epochs": 2, "use_views": False}
+
+
+def test_both_bundles_are_found_by_name():
+    assert shipped_bundles() == sorted(BUNDLES)
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "evaluate.yaml", "inference.yaml", "multi_gpu_train.yaml"])
+def test_the_bundles_share_one_wiring(name: str):
+    isic, body = (REPOSITORY / "bundles" / bundle / "configs" / name for bundle in BUNDLES)
+    assert isic.read_bytes() == body.read_bytes()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_bundles_hold_no_python_and_all_that_a_bundle_needs(bundle: str):
+    root = REPOSITORY / "bundles" / bundle
+    assert (root / "docs" / "README.md").is_file()
+    assert (root / "LICENSE").is_file()
+    assert not list(root.rglob("*.py"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_follows_monais_schema(bundle: str, data_root: Path, tmp_path: Path):
+    schema = data_root.parent / "schema" / SCHEMA
+    copy = tmp_path / SCHEMA
+    copy.write_bytes(schema.read_bytes())
+    metadata = REPOSITORY / "bundles" / bundle / "configs" / "metadata.json"
+    monai.bundle.verify_metadata(meta_file=str(metadata), filepath=str(copy), hash_val=_md5(copy), hash_type="md5")
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+def test_workflows_have_all_properties(workflow: str, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
+    data = labelled_folder if workflow == "train" else labelled_folder / "images"
+    settings = {"dataset_dir": str(data), "output_dir": str(tmp_path)} | ({"shots": 4} if workflow == "train" else {})
+    opened = open_workflow(tiny_bundle, workflow, settings)
+    opened.initialize()
+    assert opened.check_properties() == []
+
+
+def test_the_network_fits_the_shapes_that_the_metadata_promises():
+    root = REPOSITORY / "bundles" / "amsam_isic"
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=_files(root, "metadata.json")[0],
+        config_file=_files(root, "inference.yaml")[0],
+        bundle_root=str(root),
+    )
+
+
+# Shapes are fixed in a trace, on purpose.
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_exported_trace_computes_the_same_logits(tiny_bundle: Path, tmp_path: Path):
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tiny_bundle / "models" / "model.pt"),
+        meta_file=_files(tiny_bundle, "metadata.json")[0],
+        config_file=_files(tiny_bundle, "inference.yaml")[0],
+        key_in_ckpt="model",
+        use_trace=True,
+        input_shape=[1, 3, 64, 64],
+    )
+    image = torch.rand(2, 3, 64, 64)
+    network = open_bundle(tiny_bundle, "inference").get_parsed_content("network")
+    traced = torch.jit.load(tmp_path / "model.ts")
+    with torch.no_grad():
+        torch.testing.assert_close(traced(image[:1]), network(image[:1]))
+
+
+def test_training_leaves_an_adapter_and_a_model_that_inference_can_use(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+):
+    monai.bundle.run(
+        run_id="training",
+        config_file=_files(tiny_bundle, "train.yaml"),
+        meta_file=_files(tiny_bundle, "metadata.json")[0],
+        bundle_root=str(tiny_bundle),
+        **_training_settings(labelled_folder, tmp_path),
+    )
+    assert {"adapter.safetensors", "checkpoint.pt", "history.csv", "model.pt", "split.json"} <= set(os.listdir(tmp_path))
+    by_model = open_bundle(tiny_bundle, "inference", {"model_file": str(tmp_path / "model.pt")})
+    overrides = adapter_overrides(tmp_path / "adapter.safetensors", base_weights=tiny_bundle / "base.safetensors")
+    by_adapter = open_bundle(tiny_bundle, "inference", overrides)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        one, other = (parser.get_parsed_content("network")(image) for parser in (by_model, by_adapter))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # model.pt is fp16
+
+
+def test_evaluating_writes_scores(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
+    monai.bundle.run(
+        run_id="evaluating",
+        config_file=_files(tiny_bundle, "inference.yaml", "evaluate.yaml"),
+        meta_file=_files(tiny_bundle, "metadata.json")[0],
+        bundle_root=str(tiny_bundle),
+        dataset_dir=str(labelled_folder),
+        output_dir=str(tmp_path),
+    )
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 1 + 6
+    assert 0 <= scores["dice"] <= 1
+
+
+def test_inference_writes_a_mask_of_each_images_own_size(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
+    workflow = open_workflow(
+        tiny_bundle, "inference", {"dataset_dir": str(labelled_folder / "images"), "output_dir": str(tmp_path)}
+    )
+    workflow.initialize()
+    workflow.run()
+    masks = sorted(tmp_path.glob("*_segmentation.png"))
+    images = sorted((labelled_folder / "images").iterdir())
+    assert len(masks) == len(images) == 6
+    for mask, image in zip(masks, images, strict=True):
+        with Image.open(mask) as written, Image.open(image) as source:
+            assert written.size == source.size
+            assert set(np.unique(written)) <= {0, 255}
+
+
+def test_two_processes_train_one_adapter(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
+    settings = _training_settings(labelled_folder, tmp_path)
+    files = str(_files(tiny_bundle, "train.yaml", "multi_gpu_train.yaml"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(tiny_bundle)]
+    command += ["--meta_file", _files(tiny_bundle, "metadata.json")[0]]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "adapter.safetensors").is_file()
+    assert (tmp_path / "history.csv").read_text().count("\n") == 1 + 2
+
+
+def test_unknown_bundles_and_entries_are_refused_by_name(tiny_bundle: Path):
+    with pytest.raises(DataError, match="amsam_isic"):
+        locate_bundle("amsam_heart")
+    with pytest.raises(ConfigError, match="colour"):
+        open_bundle(tiny_bundle, "inference", {"colour": "red"})
+
+
+def test_a_bundle_without_its_model_says_so(tiny_bundle: Path):
+    parser = open_bundle(tiny_bundle, "inference", {"model_file": str(tiny_bundle / "models" / "nowhere.pt")})
+    with pytest.raises(RuntimeError, match="does not exist") as caught:
+        parser.get_parsed_content("network")
+    assert isinstance(caught.value, WeightsError) or isinstance(caught.value.__cause__, WeightsError)
+
+
+def test_settings_of_a_bundles_network_are_the_defaults_of_build_amsam(tiny_bundle: Path):
+    network = open_bundle(tiny_bundle, "inference").get_parsed_content("network_def")
+    assert network.settings == build_amsam("tiny", input_size=64).settings
+
+
+def _md5(path: Path) -> str:
+    import hashlib
+
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
