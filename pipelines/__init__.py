@@ -1,0 +1,1 @@
+"""Pre-training, detectors and releases: scripts built from the package."""

@@ -1,0 +1,142 @@
+"""Adapters and whole models on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from amsam_med.checkpoint import (
+    Adapter,
+    load_adapter,
+    load_model,
+    merge_lora,
+    read_adapter,
+    save_adapter,
+    save_model,
+)
+from amsam_med.errors import WeightsError
+from amsam_med.model import AmSam, build_amsam
+from tests.conftest import TINY_SIZE
+
+IMAGE = torch.rand(2, 3, TINY_SIZE, TINY_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def _network(base: Path, **settings: object) -> AmSam:
+    return build_amsam("tiny", input_size=TINY_SIZE, base_weights=base, **settings).eval()  # type: ignore[arg-type]
+
+
+def _trained(base: Path, **settings: object) -> AmSam:
+    """A network whose LoRA and prompt embedding have moved."""
+    network = _network(base, **settings)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("lora_b") or "no_mask_embed" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    return network
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    torch.manual_seed(0)
+    save_file(build_amsam("tiny", input_size=TINY_SIZE, rank=0, calibration="none").state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("calibration", ["paper", "learned"])
+def test_an_adapter_brings_back_what_was_trained(base: Path, tmp_path: Path, calibration: str):
+    trained = _trained(base, calibration=calibration)
+    save_adapter(trained, tmp_path / "a.safetensors", {"shots": 8})
+    fresh = _network(base, calibration=calibration)
+    load_adapter(fresh, tmp_path / "a.safetensors")
+    with torch.no_grad():
+        assert torch.equal(fresh(IMAGE), trained(IMAGE))
+    settings, record, _ = read_adapter(tmp_path / "a.safetensors")
+    assert settings == trained.settings
+    assert record == {"shots": 8}
+
+
+def test_an_adapter_is_small_beside_its_base(base: Path, tmp_path: Path):
+    save_adapter(_trained(base), tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_size < base.stat().st_size / 10
+
+
+def test_an_adapter_of_other_settings_is_refused_by_name(base: Path, tmp_path: Path):
+    save_adapter(_trained(base, alpha=0.5), tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"alpha=0\.5 \(this network: 0\.7\)"):
+        load_adapter(_network(base), tmp_path / "a.safetensors")
+
+
+def test_an_adapter_on_another_base_is_refused(base: Path, tmp_path: Path):
+    save_adapter(_trained(base), tmp_path / "a.safetensors")
+    other = _network(base)
+    with torch.no_grad():
+        next(other.image_encoder.parameters()).add_(0.01)
+    with pytest.raises(WeightsError, match="other weights of base 'tiny'"):
+        load_adapter(other, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"no adapter"])
+def test_damaged_and_missing_adapters_are_refused(base: Path, tmp_path: Path, content: bytes):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.safetensors cannot be read"):
+        read_adapter(tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="amsam train"):
+        read_adapter(tmp_path / "nowhere.safetensors")
+
+
+def test_a_base_is_not_taken_for_an_adapter(base: Path):
+    with pytest.raises(WeightsError, match="another kind"):
+        read_adapter(base)
+
+
+def test_a_failed_save_leaves_the_old_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "a.safetensors"
+    save_adapter(_trained(base), target)
+    before = target.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("amsam_med.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_adapter(_network(base), target)
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_whole_model_is_kept_in_half_precision(base: Path, tmp_path: Path):
+    trained, fresh = _trained(base), _network(base)
+    save_model(trained, tmp_path / "model.pt")
+    load_model(fresh, tmp_path / "model.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(IMAGE), trained(IMAGE), rtol=0.02, atol=0.02)
+    half = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+
+
+def test_a_model_of_another_network_or_with_code_in_it_is_refused(base: Path, tmp_path: Path):
+    save_model(build_amsam("tiny", input_size=TINY_SIZE, num_classes=2), tmp_path / "other.pt")
+    torch.save({"model": Path("code would run here")}, tmp_path / "code.pt")
+    for name in ("other.pt", "code.pt"):
+        with pytest.raises(WeightsError, match="does not hold this network"):
+            load_model(_network(base), tmp_path / name)
+
+
+def test_merging_lora_keeps_the_function_and_removes_the_layers(base: Path):
+    network = _trained(base)
+    with torch.no_grad():
+        before = network(IMAGE)
+        merged = merge_lora(network)
+        torch.testing.assert_close(merged(IMAGE), before, rtol=1e-4, atol=1e-5)
+    assert not [name for name in merged.state_dict() if "lora" in name]
+
+
+def test_the_adapter_object_saves_and_restores_the_trained_parts(base: Path):
+    trained, fresh = _trained(base), _network(base)
+    Adapter(fresh).load_state_dict(Adapter(trained).state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(IMAGE), trained(IMAGE))
