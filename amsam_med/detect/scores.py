@@ -1,0 +1,78 @@
+"""How good a detector's one box an image is: what a box prompt needs, and mean average precision does not tell."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from amsam_med.boxes import BoxDetector, scale_boxes
+from amsam_med.detect.labels import Samples, boxes_of_label
+from amsam_med.errors import DataError
+from amsam_med.keys import Keys
+
+
+class BoxScores(NamedTuple):
+    """Shares of the images that hold an object; an image without a box has an IoU of 0.
+
+    Attributes:
+        images: Images with an object.
+        mean_iou: Mean IoU of the most confident box with the object that it fits best, in [0, 1].
+        iou50: Share of images whose box has an IoU of at least 0.5.
+        iou75: Share of images whose box has an IoU of at least 0.75.
+        without_box: Share of images in which nothing was found.
+        false_boxes: Number of images without an object in which something was found.
+    """
+
+    images: int
+    mean_iou: float
+    iou50: float
+    iou75: float
+    without_box: float
+    false_boxes: int
+
+
+def score_boxes(
+    detector: BoxDetector, samples: Samples, has_instances: bool = False, batch_size: int = 16
+) -> BoxScores:
+    """Compare a detector's boxes with the boxes of the labels.
+
+    Args:
+        detector: On the CPU.
+        samples: Prepared items, as for training.
+        has_instances: Every id of a label is an object of its own; any of them is a right answer.
+        batch_size: Images that the detector takes at once.
+
+    Raises:
+        DataError: No label holds an object.
+    """
+    ious: list[Tensor] = []
+    without_box = false_boxes = 0
+    for start in range(0, len(samples), batch_size):
+        items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
+        found = detector(torch.stack([item[Keys.IMAGE] for item in items]))
+        for item, box, is_detected in zip(items, found.boxes, found.is_detected.tolist(), strict=True):
+            truth = boxes_of_label(item[Keys.LABEL], has_instances)
+            if not len(truth):
+                false_boxes += is_detected
+                continue
+            truth_in_input = scale_boxes(truth, _size(item[Keys.LABEL]), _size(item[Keys.IMAGE]))
+            ious.append(box_iou(box[None], truth_in_input).max() * is_detected)
+            without_box += not is_detected
+    if not ious:
+        raise DataError(f"None of {len(samples)} labels holds an object; a detector is measured on objects")
+    iou = torch.stack(ious)
+    return BoxScores(
+        images=len(ious),
+        mean_iou=float(iou.mean()),
+        iou50=float((iou >= 0.5).float().mean()),
+        iou75=float((iou >= 0.75).float().mean()),
+        without_box=without_box / len(ious),
+        false_boxes=false_boxes,
+    )
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]

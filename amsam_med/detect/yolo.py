@@ -1,0 +1,413 @@
+"""YOLOv8n as box detector: the most confident box of an image becomes the prompt, as in the paper's Figure 2.
+
+This is the only file that imports ultralytics, which is licensed under AGPL-3.0. Everything above it knows a detector
+as :class:`amsam_med.boxes.BoxDetector`.
+
+Left to itself, ultralytics keeps settings and fonts in the user's home, asks the network for updates, sends usage
+statistics, installs packages that it misses and prints a lot. None of that happens here: :func:`_switched_off` imports
+it, and :class:`_Training` runs none of its integrations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.ops import box_convert
+
+from amsam_med.boxes import Detections, clip_boxes, full_image_box, scale_boxes
+from amsam_med.detect.files import DetectorWeights, compact, read_weights, replace_file, write_weights
+from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
+from amsam_med.detect.scores import BoxScores, score_boxes
+from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.keys import Keys
+
+
+@contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Take back what ultralytics does to the environment, among it OMP_NUM_THREADS=1, which children would obey."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _switched_off() -> Iterator[None]:
+    """Import ultralytics offline, mute and away from the user's home, and take back what it changes in this process.
+
+    Its switches are read once, at import; where a caller has imported it before, the caller's switches hold.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="amsam-ultralytics-") as settings,
+        _kept_environment(),
+        warnings.catch_warnings(),
+        np.printoptions(),
+    ):
+        off = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "YOLO_CONFIG_DIR": settings}
+        os.environ.update(off)
+        yield
+    torch.set_printoptions(profile="default")  # type: ignore[no-untyped-call]
+
+
+with _switched_off():
+    import ultralytics
+    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils import ROOT, YAML
+
+ARCHITECTURE = "yolov8n"
+MIN_CONFIDENCE = 0.05
+"""Weaker boxes fit their object no better than the whole image does."""
+STRIDE = 32
+"""Of YOLOv8's coarsest features: inputs are multiples of it."""
+_CLASS_HEAD = ".cv3."
+
+
+class YoloDetector(nn.Module):
+    """The most confident box of each image, or the whole image where none is confident enough.
+
+    Frozen and always in evaluation mode. As only the best box counts, there is no suppression of overlapping boxes.
+
+    Args:
+        class_name: What it finds.
+        input_size: Side of the square that the network was trained on, in pixels; a multiple of 32, at least 64.
+        min_confidence: Boxes below it do not count, in [0, 1].
+
+    Raises:
+        ConfigError: ``input_size`` or ``min_confidence`` is out of range.
+    """
+
+    def __init__(
+        self, class_name: str = "object", input_size: int = 256, min_confidence: float = MIN_CONFIDENCE
+    ) -> None:
+        super().__init__()
+        _check_input_size(input_size)
+        if not 0 <= min_confidence <= 1:
+            raise ConfigError(f"min_confidence = {min_confidence}; expected a number from 0 to 1")
+        self.class_name = class_name
+        self.input_size = input_size
+        self.min_confidence = min_confidence
+        self.network = _build_network().requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> YoloDetector:
+        """Stay in evaluation mode, whatever a surrounding module is set to."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Detections:
+        """Find one box in each image.
+
+        Args:
+            image: RGB float32 ``(B, 3, S, S)`` in [0, 1]; resized where S is not the detector's own input size.
+
+        Raises:
+            DataError: ``image`` has another shape.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3]:
+            raise DataError(f"The detector got an image of shape {tuple(image.shape)}; expected (B, 3, S, S)")
+        size, own_size = (image.shape[2], image.shape[3]), (self.input_size, self.input_size)
+        if size != own_size:
+            image = interpolate(image, own_size, mode="bilinear", antialias=True)
+        candidates = self.network(image)[0]  # (B, 5, anchors): centre x, centre y, width, height, confidence
+        confidence, best = candidates[:, 4].max(dim=1)
+        best_box = candidates[:, :4].gather(2, best[:, None, None].expand(-1, 4, 1)).squeeze(2)
+        boxes = clip_boxes(scale_boxes(box_convert(best_box, "cxcywh", "xyxy"), own_size, size), size)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        is_detected = has_area & (confidence >= self.min_confidence)
+        return Detections(
+            boxes=torch.where(is_detected[:, None], boxes, full_image_box(size).to(boxes)),
+            confidence=confidence.where(is_detected, 0.0),
+            is_detected=is_detected,
+        )
+
+
+class DetectorScores(NamedTuple):
+    """How good a detector is on the validation part.
+
+    Attributes:
+        map50: Mean average precision of all boxes at an IoU of 0.5.
+        map50_95: The same, averaged over IoUs from 0.5 to 0.95.
+        best_box: Of the one box that serves as prompt.
+    """
+
+    map50: float
+    map50_95: float
+    best_box: BoxScores
+
+
+class TrainingProgress(NamedTuple):
+    """Where a training is, after a step or after the validation of an epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        epochs: How many there will be.
+        step: Counted from 1 within the epoch.
+        steps: Steps in an epoch.
+        loss: Mean over this epoch so far.
+        map50: On the validation part; None until the epoch is done.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    map50: float | None
+
+
+class TrainingOptions(NamedTuple):
+    """Settings of :func:`train_detector`.
+
+    Attributes:
+        class_name: What the detector finds.
+        has_instances: Every id of a label is an object of its own; else all its non-zero pixels are one object.
+        epochs: Passes over the training part; the one with the best validation is kept.
+        batch_size: Images a step.
+        seed: Of the random weights, the order and the augmentation.
+        device: "auto", "cpu" or "cuda".
+        is_upright: Objects have an up side (people): no vertical flips.
+        mosaic: Share of training images composed of four, for small objects; none in the last quarter of the epochs.
+        start: Weights to begin with instead of random ones; their class head is left out if it has other classes.
+        trust_pickle: ``start`` may be an ultralytics ``.pt`` file, which can run code when it is read.
+    """
+
+    class_name: str = "object"
+    has_instances: bool = False
+    epochs: int = 8
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "auto"
+    is_upright: bool = False
+    mosaic: float = 0.0
+    start: Path | None = None
+    trust_pickle: bool = False
+
+
+def load_detector(path: str | Path, min_confidence: float = MIN_CONFIDENCE, trust_pickle: bool = False) -> YoloDetector:
+    """Read a detector, strictly.
+
+    Args:
+        path: A file that :func:`save_detector` wrote, or an ultralytics ``.pt`` of a YOLOv8n with one class.
+        min_confidence: As for :class:`YoloDetector`.
+        trust_pickle: ``path`` may be a ``.pt`` file, which can run code when it is read.
+
+    Raises:
+        WeightsError: The file is missing, damaged, or of another network.
+        ConfigError: A ``.pt`` file was given without ``trust_pickle``.
+    """
+    path = Path(path)
+    weights = read_weights(path, trust_pickle)
+    if weights.class_count != 1:
+        got = f"{path.name} finds {weights.class_count} classes"
+        raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
+    detector = YoloDetector(weights.class_name, weights.input_size, min_confidence)
+    try:
+        detector.network.load_state_dict(weights.state)
+    except RuntimeError as error:
+        what = f"a {ARCHITECTURE} with one class"
+        raise WeightsError(f"{path.name} does not hold {what}; `amsam detector train` makes one") from error
+    return detector
+
+
+def save_detector(detector: YoloDetector, path: Path, scores: DetectorScores | None = None) -> None:
+    """Write a detector as fp16 safetensors (6 MB), and its scores beside it as JSON; both replaced atomically."""
+    weights = DetectorWeights(detector.network.state_dict(), detector.class_name, 1, detector.input_size)
+    write_weights(weights, path, model=f"{ARCHITECTURE}.yaml", ultralytics=ultralytics.__version__)
+    if scores is not None:
+        plain = {**scores._asdict(), "best_box": scores.best_box._asdict()}
+        replace_file(path.with_suffix(".json"), (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def train_detector(
+    train: Samples,
+    validation: Samples,
+    options: TrainingOptions | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> tuple[YoloDetector, DetectorScores]:
+    """Train a detector on the boxes of masks, with ultralytics' own trainer in a temporary folder.
+
+    The same seed, items and machine give the same detector; torch, NumPy and Python are seeded on the way.
+
+    Args:
+        train: Prepared items to learn from; their images' size becomes the detector's input size.
+        validation: Prepared items of the same size, to select the best epoch and to measure it.
+        options: Everything else.
+        on_progress: Called after every step and epoch.
+
+    Raises:
+        DataError: A part is empty or holds no object, or images differ in size.
+        ConfigError: A setting is out of range, or there is no such device.
+        WeightsError: ``options.start`` is of another network.
+    """
+    options = options or TrainingOptions()
+    _check_options(options)
+    if len(train):
+        _check_input_size(train[0][Keys.IMAGE].shape[-1])  # before the work of writing all
+    network = _build_network(options.seed)
+    if options.start is not None:
+        _start_from(network, options.start, options.trust_pickle)
+    with tempfile.TemporaryDirectory(prefix="amsam-detector-") as folder, _kept_environment():
+        parts = [
+            write_yolo_folder(samples, Path(folder) / name, options.has_instances)
+            for name, samples in (("training", train), ("validation", validation))
+        ]
+        if parts[1].input_size != parts[0].input_size:
+            sizes = f"{parts[0].input_size} px for training and {parts[1].input_size} px for validation"
+            raise DataError(f"The images have {sizes}; prepare both parts for one input size")
+        training = _Training(network, parts[0], parts[1], options, on_progress or (lambda progress: None))
+        training.train()  # type: ignore[no-untyped-call]
+    detector = YoloDetector(options.class_name, parts[0].input_size)
+    detector.network.load_state_dict(training.best_state)
+    map50, map50_95 = (training.best_metrics[f"metrics/{name}(B)"] for name in ("mAP50", "mAP50-95"))
+    return detector, DetectorScores(map50, map50_95, score_boxes(detector, validation, options.has_instances))
+
+
+class _Training(DetectionTrainer):
+    """Ultralytics' trainer on a given network and folders, its best weights kept in memory.
+
+    Its name avoids the word "Trainer", by which ultralytics decides to load its platform and logging integrations.
+    """
+
+    ema: Any  # ultralytics sets these to None first
+    metrics: Any
+    model: Any
+    tloss: Any
+
+    def __init__(
+        self,
+        network: nn.Module,
+        train: YoloFolder,
+        validation: YoloFolder,
+        options: TrainingOptions,
+        on_progress: Callable[[TrainingProgress], None],
+    ) -> None:
+        self._data: dict[str, Any] = {
+            "path": train.images.parents[1],
+            "train": str(train.images),
+            "val": str(validation.images),
+            "names": {0: options.class_name},
+            "nc": 1,
+            "channels": 3,
+        }
+        self._on_progress = on_progress
+        self._step = 0
+        self.best_state: Mapping[str, Tensor] = {}
+        self.best_metrics: Mapping[str, float] = {}
+        threads = torch.get_num_threads()
+        super().__init__(overrides=_ultralytics_settings(train, options))
+        torch.set_num_threads(threads)  # ultralytics takes all cores but one
+        self.model = network
+
+    def get_dataset(self) -> dict[str, Any]:
+        """The data as it is: ultralytics' own check looks for a font and downloads it."""
+        return self._data
+
+    def setup_model(self) -> None:
+        """The network is there already."""
+
+    def run_callbacks(self, event: str) -> None:
+        """Report progress; run nothing else, as the callbacks are statistics and loggers."""
+        if event == "on_train_epoch_start":
+            self._step = 0
+        elif event == "on_train_batch_end":
+            self._step += 1
+            self._report(None)
+        elif event == "on_fit_epoch_end":
+            self._report(self.metrics["metrics/mAP50(B)"])
+
+    def save_model(self) -> bool:
+        """Keep the best weights (their moving average) in memory instead of a pickle on disk."""
+        if self.best_fitness == self.fitness:
+            average = self.ema.ema.state_dict()
+            self.best_state = {name: compact(tensor) for name, tensor in average.items()}
+            self.best_metrics = dict(self.metrics)
+        return True
+
+    def final_eval(self) -> None:
+        """Nothing: the best epoch has been measured, and ultralytics' last look reads a checkpoint file."""
+
+    def _report(self, map50: float | None) -> None:
+        loss = float(sum(self.tloss.values()))
+        position = (self.epoch + 1, self.epochs, self._step, len(self.train_loader))
+        self._on_progress(TrainingProgress(*position, loss, map50))
+
+
+def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[str, Any]:
+    return {
+        "model": f"{ARCHITECTURE}.yaml",
+        "data": "given.yaml",  # unused, as is `model`, but not allowed to be empty
+        "save_dir": str(train.images.parent / "run"),
+        "imgsz": train.input_size,
+        "epochs": options.epochs,
+        "batch": options.batch_size,
+        "nbs": options.batch_size,  # a step of the optimiser each batch: few-shot sets have few of them
+        "seed": options.seed,
+        "device": "0" if _device(options.device) == "cuda" else "cpu",
+        "workers": 0,
+        "mosaic": options.mosaic,
+        "close_mosaic": max(1, options.epochs // 4),
+        "flipud": 0.0 if options.is_upright else 0.5,
+        "amp": False,  # its check downloads a network and an image
+        "plots": False,
+        "verbose": False,
+    }
+
+
+def _build_network(seed: int = 0) -> nn.Module:
+    """YOLOv8n for one class with seeded random weights; torch's own random state is left alone."""
+    # A dict, as ultralytics would first look for a file of the architecture's name in the working directory.
+    layers = YAML.load(ROOT / "cfg/models/v8/yolov8.yaml")  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = DetectionModel(  # type: ignore[no-untyped-call]
+            {**layers, "scale": ARCHITECTURE[-1]}, ch=3, nc=1, verbose=False
+        )
+    return network
+
+
+def _start_from(network: nn.Module, path: Path, trust_pickle: bool) -> None:
+    state = read_weights(path, trust_pickle).state
+    own = network.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    lacking = [name for name in own if name not in fitting and _CLASS_HEAD not in name]
+    if lacking:
+        raise WeightsError(f"{path.name} is not a {ARCHITECTURE} (it lacks {lacking[0]}); start from another file")
+    if any(name not in fitting for name in own):  # other classes: a head that fits in parts is worth nothing
+        fitting = {name: tensor for name, tensor in fitting.items() if _CLASS_HEAD not in name}
+    network.load_state_dict(fitting, strict=False)
+
+
+def _check_options(options: TrainingOptions) -> None:
+    if options.epochs < 1 or options.batch_size < 1 or not 0 <= options.mosaic <= 1:
+        got = f"epochs={options.epochs}, batch_size={options.batch_size}, mosaic={options.mosaic}"
+        raise ConfigError(f"{got}; expected whole numbers from 1 and a mosaic from 0 to 1")
+    _device(options.device)
+
+
+def _check_input_size(input_size: int) -> None:
+    if input_size < 2 * STRIDE or input_size % STRIDE:
+        raise ConfigError(f"input_size = {input_size}; expected a multiple of {STRIDE} from {2 * STRIDE}, such as 256")
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device = {name!r}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but torch finds no GPU here; use auto or cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
