@@ -108,7 +108,7 @@ def _segmented_section(folder: Path, segmented: SegmentSummary) -> Section:
     overlays = sorted((folder / "segmented" / "overlays").iterdir())[:SHOWN]
     return Section(
         title="Segmented without a prompt",
-        text=f"The embedded model found a box in each image and outlined the lesion in it: {segmented.done} images, "
+        text=f"The embedded model found a box in each image and outlined the lesion in it: {segmented.done + segmented.skipped} images, "
         f"{segmented.full_image_boxes} of them without a detection, for which the whole image served as the box. "
         "Masks and a table of areas, boxes and confidences lie beside the overlays.",
         pictures=[
@@ -126,7 +126,9 @@ def _trained_section(folder: Path, trained: TrainResult, epochs: int) -> Section
         f"{trained.trained_parameters:,} numbers, {epochs} epochs, {trained.seconds:.0f} seconds. The best epoch reached "
         f"a Dice of {trained.best_dice:.3f} on the second half.",
         pictures=[
-            Picture(folder / "run" / "curves.png", "Losses and Dice", "Curves of both losses and of Dice over the epochs"),
+            Picture(
+                folder / "run" / "curves.png", "Losses and Dice", "Curves of both losses and of Dice over the epochs"
+            ),
             Picture(folder / "run" / "panel.png", "Truth and prediction", "Training images with truth and prediction"),
         ],
         command=f"amsam train --data data/train -o run --shots {SHOTS} --epochs {epochs}",
@@ -135,7 +137,11 @@ def _trained_section(folder: Path, trained: TrainResult, epochs: int) -> Section
 
 def _scored_section(folder: Path, before: EvaluateResult, after: EvaluateResult) -> Section:
     rows = [
-        [name, *(f"{100 * value:.1f}" for value in (score.dice, *score.dice_interval, score.iou)), str(score.empty_predictions)]
+        [
+            name,
+            *(f"{100 * value:.1f}" for value in (score.dice, *score.dice_interval, score.iou)),
+            str(score.empty_predictions),
+        ]
         for name, score in (("embedded model", before.summary), ("adapter of 8 images", after.summary))
     ]
     return Section(

@@ -83,7 +83,7 @@ class Stages:
         """The rows of all images in order; after an interrupt, those of the batches begun before it."""
         threads = torch.get_num_threads()
         helpers = max(1, min(_MOST_HELPERS, threads // 4))
-        # Readers, network and writers share the cores; torch's threads wait in busy loops, so one too many costs a core.
+        # All share the cores; torch's threads wait in busy loops, so each one too many costs a core.
         torch.set_num_threads(max(1, threads - 2 * helpers))
         try:
             with closing(_in_order(self._read, map(_Job, images), helpers, 2 * self._batch_size)) as jobs:

@@ -114,7 +114,9 @@ def test_training_leaves_an_adapter_and_a_model_that_inference_can_use(
         bundle_root=str(tiny_bundle),
         **_training_settings(labelled_folder, tmp_path),
     )
-    assert {"adapter.safetensors", "checkpoint.pt", "history.csv", "model.pt", "split.json"} <= set(os.listdir(tmp_path))
+    assert {"adapter.safetensors", "checkpoint.pt", "history.csv", "model.pt", "split.json"} <= set(
+        os.listdir(tmp_path)
+    )
     by_model = open_bundle(tiny_bundle, "inference", {"model_file": str(tmp_path / "model.pt")})
     overrides = adapter_overrides(tmp_path / "adapter.safetensors", base_weights=tiny_bundle / "base.safetensors")
     by_adapter = open_bundle(tiny_bundle, "inference", overrides)

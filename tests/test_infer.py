@@ -73,7 +73,8 @@ def test_as_a_monai_inferer_it_returns_the_logits(network: AmSam):
 
 
 def test_command_line_bundle_and_arrays_give_the_same_mask(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
-    segment([labelled_folder / "images"], tmp_path / "cli", SegmentOptions(bundle=str(tiny_bundle), formats=("png",)))
+    options = SegmentOptions(bundle=str(tiny_bundle), formats=("png",), batch_size=1)
+    segment([labelled_folder / "images"], tmp_path / "cli", options)
     settings = {"dataset_dir": str(labelled_folder / "images"), "output_dir": str(tmp_path / "bundle")}
     parser = open_bundle(tiny_bundle, "inference", settings)
     parser.get_parsed_content("evaluator").run()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -59,7 +60,9 @@ def _switched_off() -> Iterator[None]:
     ):
         off = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "YOLO_CONFIG_DIR": settings}
         os.environ.update(off)
+        originals = PIL.Image.open, torch.save
         yield
+        PIL.Image.open, torch.save = originals  # theirs look for a HEIF package, and try a failed save again
     torch.set_printoptions(profile="default")  # type: ignore[no-untyped-call]
 
 

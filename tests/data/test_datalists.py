@@ -14,7 +14,9 @@ from amsam_med.data.datalists import (
     few_shot_draw,
     folder_datalist,
     human_vikram_datalist,
+    image_stem,
     isic2018_datalist,
+    list_images,
     open_datalist,
     tiktok_datalist,
 )
@@ -175,3 +177,31 @@ def test_the_real_sets_have_their_known_counts(data_root: Path) -> None:
     train, test = (open_datalist(data_root / "human_vikram", part) for part in ("train", "test"))
     assert (len(train), len(test)) == (190, 100)
     assert not {item["image"] for item in train} & {item["image"] for item in test}
+
+
+def test_images_are_listed_with_those_of_sub_folders_sorted(tmp_path: Path) -> None:
+    fill(tmp_path, ["b.JPG", "a.png", ".hidden.png", "._a.png"])
+    fill(tmp_path / "sub" / "deeper", ["c.tiff"])
+    fill(tmp_path / ".thumbnails", ["a.png"])
+    for name in ("notes.txt", "LICENSE", "table.csv"):
+        (tmp_path / name).write_text("x" * 200)
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == ["a.png", "b.JPG", "sub/deeper/c.tiff"]
+
+
+def test_dicom_files_without_a_suffix_are_listed(tmp_path: Path) -> None:
+    for name in ("IM0001", "1.2.840.113", "DICOMDIR", "scan.dcm"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+    assert [path.name for path in list_images(tmp_path)] == ["1.2.840.113", "IM0001", "scan.dcm"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images in it or its sub-folders"):
+        list_images(tmp_path)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        list_images(tmp_path / "nowhere")
+
+
+def test_the_stem_of_an_image_is_what_is_before_a_known_suffix() -> None:
+    names = ["a.png", "a.b.JPG", "scan.nii.gz", "1.2.840.113", "IM0001"]
+    assert [image_stem(f"folder/{name}") for name in names] == ["a", "a.b", "scan", "1.2.840.113", "IM0001"]

@@ -11,7 +11,7 @@ import torch
 from skimage.segmentation import find_boundaries
 
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.writers import BOX_COLOUR, OUTLINE_COLOURS, atomic_path, write_mask_png, write_overlay
+from amsam_med.data.writers import BOX_COLOUR, OUTLINE_COLOURS, SaveMaskd, atomic_path, write_mask_png, write_overlay
 from amsam_med.errors import DataError
 
 GREY = np.full((3, 40, 60), 90, np.uint8)
@@ -106,3 +106,14 @@ def test_lines_grow_with_the_image(tmp_path: Path) -> None:
 def test_an_overlay_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got uint8 \(3, 40, 60\) and a mask \(60, 40\)"):
         write_overlay(GREY, np.zeros((60, 40), np.uint8), tmp_path / "o.png")
+
+
+@pytest.mark.parametrize(("data_root", "file"), [(None, "a_segmentation.png"), ("in", "sub/a_segmentation.png")])
+def test_an_items_mask_is_saved_under_its_images_name(data_root: str | None, file: str, tmp_path: Path) -> None:
+    item = {
+        "pred": torch.tensor([[[0, 1], [1, 0]]], dtype=torch.uint8),
+        "image_meta_dict": {"filename_or_obj": str(tmp_path / "in" / "sub" / "a.jpg")},
+    }
+    root = None if data_root is None else tmp_path / data_root
+    assert SaveMaskd("pred", tmp_path / "out", root)(item) == item
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / file), [[0, 1], [1, 0]])

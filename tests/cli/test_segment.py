@@ -1,0 +1,133 @@
+"""`amsam segment`: exit codes, messages and what it prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from amsam_med import cli
+from amsam_med.cli.segment import FORMAT_NAMES
+from amsam_med.data.writers import FORMATS
+from amsam_med.segment import SegmentOptions, Step
+from tests.small_bundle import write_picture, write_small_bundle
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_small_bundle(tmp_path_factory.mktemp("bundles") / "small"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_picture(tmp_path / "photos" / f"{number}.png", 20 + number)
+    return tmp_path / "photos"
+
+
+def test_a_folder_is_segmented_and_summed_up(
+    photos: Path, tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 0
+    printed = capsys.readouterr()
+    words = dict(line.rsplit(maxsplit=1) for line in printed.out.splitlines()[:6])
+    assert list(words) == ["done", "failed", "skipped", "full-image boxes", "seconds", "images/s"]
+    assert (words["done"], words["failed"], words["skipped"]) == ("3", "0", "0")
+    assert printed.err == ""  # no bar where nobody looks at it
+    assert (
+        len(list((tmp_path / "out" / "masks").iterdir())) == len(list((tmp_path / "out" / "overlays").iterdir())) == 3
+    )
+
+
+def test_a_second_run_says_how_many_were_skipped(
+    photos: Path, tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle, "--format", "png"]
+    assert cli.main(words) == 0
+    assert not (tmp_path / "out" / "overlays").exists()
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "3 of 3 images were done before; --overwrite does them again." in capsys.readouterr().out
+    assert cli.main([*words, "--overwrite"]) == 0
+
+
+def test_a_broken_file_is_named_and_gives_exit_code_1(
+    photos: Path, tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"half")
+    assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 1
+    assert f"failed: {(photos / 'broken.jpg').as_posix()}: broken.jpg: not an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (["--format", "png,gif"], "unknown 'gif'; known are png, overlay"),
+        (["--bundle", "amsam_heart"], "amsam_heart is neither a shipped bundle"),
+        (["nowhere.png"], "'nowhere.png' does not exist"),
+        (["--device", "tpu"], "'tpu' is not one of"),
+        (["--batch-size", "0"], "0 is not in the range"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    change: list[str], text: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), *change]) == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_input_no_output_and_an_empty_folder_are_wrong_usage(
+    tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["segment", "-o", str(tmp_path / "out")]) == 2
+    assert cli.main(["segment", str(tmp_path)]) == 2
+    assert cli.main(["segment", str(tmp_path), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 2
+    assert "no images in it" in capsys.readouterr().err
+
+
+def test_results_of_other_origin_are_a_fault_to_mend(
+    photos: Path, tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "out" / "masks" / "0_segmentation.png")
+    assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 1
+    assert capsys.readouterr().err.endswith("no run of `amsam segment` wrote; give another output folder\n")
+
+
+def test_an_interrupt_exits_with_130_and_says_what_is_left(
+    photos: Path, tmp_path: Path, small_bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(step: Step) -> None:
+        if step.finished == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("amsam_med.cli.segment._progress_bar", lambda: nullcontext(interrupt))
+    words = ["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle, "--batch-size", "1"]
+    assert cli.main(words) == 130
+    assert "Interrupted with 1 images left; the same command does them." in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar(
+    photos: Path, tmp_path: Path, small_bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    write_picture(photos / "[red]x.png")  # not markup
+    assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 0
+    drawn = capsys.readouterr().err
+    assert "4/4" in drawn
+    assert "[red]x.png" in drawn
+
+
+def test_the_formats_of_the_help_are_those_there_are() -> None:
+    assert tuple(FORMATS) == FORMAT_NAMES == SegmentOptions().formats
+
+
+def test_the_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "  amsam segment photos/ -o out --adapter run/adapter.safetensors\n" in printed
+    assert "Exit codes: 0" in printed

@@ -1,0 +1,62 @@
+"""A whole inference bundle of random weights at 64 px, and pictures for it; no detector to load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amsam_med.boxes import Detections, box_from_mask, full_image_box
+from amsam_med.checkpoint import save_model
+from amsam_med.model import build_amsam
+
+INPUT_SIZE = 64
+_CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "amsam_isic" / "configs"
+_CHANGES = {
+    "input_size: 256": f"input_size: {INPUT_SIZE}",
+    "  - $import amsam_med.detect.yolo\n": "",
+    "detector_file: \"$@bundle_root + '/models/detector.safetensors'\"": "detector_file: null",
+    "detector: '$amsam_med.detect.yolo.load_detector(@detector_file).to(@device) if @detector_file else None'": (
+        "detector: null"
+    ),
+}
+
+
+class DarkObjectDetector:
+    """The box of the pixels darker than half; one that is not there becomes the full image's."""
+
+    def __call__(self, image: Tensor) -> Detections:
+        boxes = [box_from_mask(pixels.mean(dim=0) < 0.5) for pixels in image]
+        is_detected = torch.tensor([box is not None for box in boxes])
+        full = full_image_box((image.shape[2], image.shape[3]))
+        return Detections(
+            torch.stack([full if box is None else box for box in boxes]), is_detected.float(), is_detected
+        )
+
+
+def write_small_bundle(folder: Path, seed: int = 0) -> Path:
+    (folder / "configs").mkdir(parents=True)
+    shutil.copy(_CONFIGS / "metadata.json", folder / "configs")
+    text = (_CONFIGS / "inference.yaml").read_text()
+    for old, new in _CHANGES.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "configs" / "inference.yaml").write_text(text)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_model(build_amsam("tiny", input_size=INPUT_SIZE), folder / "models" / "model.pt")
+    return folder
+
+
+def write_picture(path: Path, shade: int = 30, size: tuple[int, int] = (80, 48)) -> Path:
+    """A noisy bright picture, (width, height) in pixels, with an object in its middle: a quarter to three quarters."""
+    width, height = size
+    pixels = np.random.default_rng(shade).integers(200, 256, (height, width, 3), dtype=np.uint8)
+    pixels[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = shade
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
