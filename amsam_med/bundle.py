@@ -140,28 +140,48 @@ def with_weights(network: AmSam, model_file: str | Path, adapter_file: str | Pat
     return network.eval()
 
 
-def adapter_overrides(adapter_file: Path, base_weights: Path | None = None) -> dict[str, Any]:
-    """Overrides that make an inference workflow use an adapter instead of the bundle's own model.
+def model_overrides(
+    adapter: Path | None = None,
+    base_weights: Path | None = None,
+    detector: str | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Overrides of an inference or evaluate workflow for what a user may choose about the model.
 
     Args:
-        adapter_file: The adapter.
+        adapter: An adapter instead of the bundle's own model.
         base_weights: The base it was trained on; by default the registry's file for the base it names.
+        detector: Name or file of a box detector, ``"none"`` for no boxes; by default the bundle's own.
+        device: ``"auto"`` leaves it to the bundle; else ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        WeightsError: The adapter is missing or damaged, or its base is not at hand.
+        WeightsError: Adapter, base or detector are missing or damaged.
     """
-    settings, _, _ = read_adapter(adapter_file)
+    overrides = {} if adapter is None else _adapter_overrides(adapter, base_weights)
+    if detector is not None:
+        overrides["detector_file"] = None if detector == "none" else str(weights.find(detector))
+    if device != "auto":
+        overrides["device"] = f"$torch.device({device!r})"
+    return overrides
+
+
+def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, Any]:
+    settings, _, _ = read_adapter(adapter)
     base_file = base_weights or weights.find(str(settings["base"]))
-    return {
-        "adapter": str(adapter_file),
+    network = {key: value for key, value in settings.items() if key != "input_size"}
+    overrides: dict[str, Any] = {
+        "adapter": str(adapter),
         "input_size": settings["input_size"],
         "network_def": {
             "_target_": "amsam_med.model.build_amsam",
-            **{key: value for key, value in settings.items() if key != "input_size"},
+            **network,
             "input_size": "@input_size",
             "base_weights": str(base_file),
         },
     }
+    if settings["prompt"] == "none":
+        overrides["detector_file"] = None  # its network looks at no box
+    return overrides
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

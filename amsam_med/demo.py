@@ -108,9 +108,9 @@ def _segmented_section(folder: Path, segmented: SegmentSummary) -> Section:
     overlays = sorted((folder / "segmented" / "overlays").iterdir())[:SHOWN]
     return Section(
         title="Segmented without a prompt",
-        text=f"The embedded model found a box in each image and outlined the lesion in it: {segmented.done + segmented.skipped} images, "
-        f"{segmented.full_image_boxes} of them without a detection, for which the whole image served as the box. "
-        "Masks and a table of areas, boxes and confidences lie beside the overlays.",
+        text="The embedded model looked for a box in each image and outlined the lesion in it: "
+        f"{segmented.images} images, {segmented.full_image_boxes} of them without a detection, for which the whole "
+        "image served as the box. Masks and a table of areas, boxes and confidences lie beside the overlays.",
         pictures=[
             Picture(path, path.stem, f"Synthetic lesion {number} with the outline that the model drew")
             for number, path in enumerate(overlays, start=1)
@@ -123,8 +123,8 @@ def _trained_section(folder: Path, trained: TrainResult, epochs: int) -> Section
     return Section(
         title="Adapted with eight labelled images",
         text=f"Half of the images trained the decoder's weights, the other half the prompt embedding: "
-        f"{trained.trained_parameters:,} numbers, {epochs} epochs, {trained.seconds:.0f} seconds. The best epoch reached "
-        f"a Dice of {trained.best_dice:.3f} on the second half.",
+        f"{trained.trained_parameters:,} numbers, {epochs} epochs, {trained.seconds:.0f} seconds. The best epoch "
+        f"reached a Dice of {trained.best_dice:.3f} on the second half.",
         pictures=[
             Picture(
                 folder / "run" / "curves.png", "Losses and Dice", "Curves of both losses and of Dice over the epochs"

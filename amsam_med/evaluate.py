@@ -1,4 +1,4 @@
-"""Measuring a model on labelled images: a score for each image, the means with their intervals, and files that keep both.
+"""Measuring a model on labelled images: a score for each image, and the means with their intervals.
 
 All scores but one are taken at the images' own size. The mean Dice at the size of the logits (64 x 64 for an input of
 256) is there for comparison with BLO-SAM, the paper's ancestor, which reports that one.
@@ -27,9 +27,7 @@ from monai.utils.misc import ImageMetaKey
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from amsam_med import weights
-from amsam_med.bundle import adapter_overrides, open_bundle
-from amsam_med.checkpoint import read_adapter
+from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 from amsam_med.keys import Keys
@@ -225,7 +223,9 @@ class ScoreHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Score the batch that the engine has just finished."""
-        for given, made in zip(engine.state.batch, engine.state.output, strict=True):  # type: ignore[arg-type]
+        batch: Any = engine.state.batch  # decollated, as the output is
+        output: Any = engine.state.output
+        for given, made in zip(batch, output, strict=True):
             name = Path(str(given[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])).name
             masks = (_plain(made[key]) for key in (Keys.PRED, Keys.LABEL, MASK_LOGITS))
             self.scores.append(score_image(name, *masks))
@@ -311,16 +311,9 @@ def evaluate(
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
     overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
-    if options.adapter is not None:
-        overrides |= adapter_overrides(options.adapter, options.base_weights)
-        if read_adapter(options.adapter)[0]["prompt"] == "none":
-            overrides["detector_file"] = None  # its network looks at no box
+    overrides |= model_overrides(options.adapter, options.base_weights, options.detector, options.device)
     if options.part is not None:
         overrides["part"] = options.part
-    if options.detector is not None:
-        overrides["detector_file"] = None if options.detector == "none" else str(weights.find(options.detector))
-    if options.device != "auto":
-        overrides["device"] = f"$torch.device({options.device!r})"
     return {**overrides, **options.overrides}
 
 

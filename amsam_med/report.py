@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from amsam_med.data.writers import atomic_path
@@ -108,7 +109,7 @@ def draw_scores(dice: Sequence[float], interval: tuple[float, float], path: File
     axes.axvspan(*interval, color=ORANGE, alpha=0.3, lw=0, label=f"95% interval {interval[0]:.3f} to {interval[1]:.3f}")
     axes.axvline(mean, color=ORANGE, ls="--", label=f"mean {mean:.3f}")
     axes.set(xlabel="Dice", ylabel="images", xlim=(0, 1), title=f"{len(dice)} image{'s' if len(dice) != 1 else ''}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="upper left")
     _quieten(axes)
     _save(figure, path)
@@ -119,7 +120,7 @@ def _draw_dice(axes: Axes, epochs: list[float], dice: list[float], marker: str |
     axes.plot(epochs, dice, color=GREEN, marker=marker)
     axes.plot(epochs[best], dice[best], marker="*", color="black", ms=12, ls="", label=_best_label(epochs, dice, best))
     axes.set(xlabel="epoch", ylabel="Dice on D2", ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="lower right" if dice[best] > 0.4 else "upper right")
 
 

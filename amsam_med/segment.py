@@ -34,8 +34,7 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import adapter_overrides, open_bundle
-from amsam_med.checkpoint import read_adapter
+from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.data.datalists import image_stem, list_images
 from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, DataError
@@ -58,6 +57,7 @@ class SegmentOptions:
         bundle: Name or folder of the bundle whose ``inference`` workflow supplies all parts.
         adapter: An adapter to use instead of the bundle's own model.
         base_weights: The base on which the adapter was trained; by default the one it names.
+        detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
         formats: Names of :data:`FORMATS`.
         device: One of :data:`DEVICES`; ``"auto"`` leaves it to the bundle.
         batch_size: Images that the network takes at once.
@@ -68,6 +68,7 @@ class SegmentOptions:
     bundle: str = "amsam_isic"
     adapter: Path | None = None
     base_weights: Path | None = None
+    detector: str | None = None
     formats: tuple[str, ...] = ("png", "overlay")
     device: str = "auto"
     batch_size: int = 8
@@ -253,14 +254,8 @@ def _images_of(given: Path) -> list[Path]:
 
 
 def _overrides(options: SegmentOptions) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    if options.adapter is not None:
-        overrides |= adapter_overrides(options.adapter, options.base_weights)
-        if read_adapter(options.adapter)[0]["prompt"] == "none":
-            overrides["detector_file"] = None  # its network looks at no box
-    if options.device != "auto":
-        overrides["device"] = f"$torch.device({options.device!r})"
-    return {**overrides, **options.overrides}
+    chosen = model_overrides(options.adapter, options.base_weights, options.detector, options.device)
+    return {**chosen, **options.overrides}
 
 
 def _fingerprint(parser: ConfigParser) -> dict[str, Any]:
@@ -300,6 +295,7 @@ def _settings(inputs: Sequence[Path], output: Path, options: SegmentOptions, dev
     words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", options.bundle]
     words += ["--adapter", str(options.adapter)] if options.adapter else []
     words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
+    words += ["--detector", options.detector] if options.detector else []
     words += ["--format", ",".join(options.formats), "--device", options.device]
     words += ["--batch-size", str(options.batch_size), *(["--overwrite"] if options.overwrite else [])]
     chosen = {"bundle": options.bundle, "formats": options.formats, "batch_size": options.batch_size}

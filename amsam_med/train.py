@@ -121,7 +121,9 @@ class RunRecorder:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         if self.is_active:
-            every = Events.EPOCH_COMPLETED(lambda _, epoch: epoch % CHECKPOINT_EVERY == 0 or epoch == engine.state.max_epochs)
+            every = Events.EPOCH_COMPLETED(
+                lambda _, epoch: epoch % CHECKPOINT_EVERY == 0 or epoch == engine.state.max_epochs
+            )
             engine.add_event_handler(every, lambda _: self._save_checkpoint(saved))
             engine.add_event_handler(Events.COMPLETED, self._finish)
 
@@ -320,9 +322,7 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     return PanelRow(path.name, read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
 
 
-def _summary(
-    result: TrainResult, options: TrainOptions, recorder: RunRecorder, parser: ConfigParser
-) -> dict[str, Any]:
+def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, parser: ConfigParser) -> dict[str, Any]:
     packages = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm")
     return {
         "bundle": options.bundle,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amsam_med.bundle import adapter_overrides, locate_bundle, open_bundle, open_workflow, shipped_bundles
+from amsam_med.bundle import locate_bundle, model_overrides, open_bundle, open_workflow, shipped_bundles
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from tests.conftest import REPOSITORY
@@ -118,7 +118,7 @@ def test_training_leaves_an_adapter_and_a_model_that_inference_can_use(
         os.listdir(tmp_path)
     )
     by_model = open_bundle(tiny_bundle, "inference", {"model_file": str(tmp_path / "model.pt")})
-    overrides = adapter_overrides(tmp_path / "adapter.safetensors", base_weights=tiny_bundle / "base.safetensors")
+    overrides = model_overrides(tmp_path / "adapter.safetensors", base_weights=tiny_bundle / "base.safetensors")
     by_adapter = open_bundle(tiny_bundle, "inference", overrides)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def demo(output: Path, epochs: int) -> None:
     \b
     Example:
       amsam demo -o demo        then open demo/index.html
-    """
+    """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from rich.console import Console
 
     from amsam_med.demo import run_demo

@@ -51,6 +51,7 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The base that the adapter was trained on.  [default: the one it names]",
 )
+@click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
 @click.option(
     "--format",
     "formats",
@@ -77,6 +78,7 @@ def segment(
     bundle: str,
     adapter: Path | None,
     base_weights: Path | None,
+    detector: str | None,
     formats: tuple[str, ...],
     device: str,
     batch_size: int,
@@ -117,7 +119,7 @@ def segment(
         find_images(inputs)
     except DataError as error:
         raise click.UsageError(str(error), ctx) from error
-    options = SegmentOptions(bundle, adapter, base_weights, formats, device, batch_size, overwrite)
+    options = SegmentOptions(bundle, adapter, base_weights, detector, formats, device, batch_size, overwrite)
     with _progress_bar() as progress:
         summary = run(inputs, output, options, progress)
     _print(summary)

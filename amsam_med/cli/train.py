@@ -1,0 +1,161 @@
+"""``amsam train``: adapt a model to a few labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amsam_med.cli.progress import progress_bars
+
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Shots(click.ParamType[int | None]):
+    """A number of examples, or ``all``."""
+
+    name = "K|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """None for all."""
+        if value == "all":
+            return None
+        if not str(value).isdigit() or int(value) < 2:
+            self.fail(f"{value!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all")
+        return int(value)
+
+
+@click.command(no_args_is_help=True)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Labelled images: a folder with images/ and masks/, ISIC 2018, Human (Vikram) or TikTok.",
+)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run folder.")
+@click.option("--shots", type=Shots(), default="8", show_default=True, help="How many examples to draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and the training.")
+@click.option(
+    "--base",
+    type=click.Choice(["tiny", "vit_b", "vit_l", "vit_h"]),
+    default="tiny",
+    show_default=True,
+    help="tiny is embedded; SAM's own are fetched by `amsam weights get`.",
+)
+@click.option("--base-weights", type=_file, help="Weights of the base.  [default: the ones of that name]")
+@click.option(
+    "--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="Whose configuration to run."
+)
+@click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
+@click.option(
+    "--prompt",
+    type=click.Choice(["box", "box+point", "none"]),
+    default="box",
+    show_default=True,
+    help="What of the box the network sees; +point adds its centre.",
+)
+@click.option(
+    "--calibration",
+    type=click.Choice(["none", "paper", "learned"]),
+    default="paper",
+    show_default=True,
+    help="Of the masks, by Hadamard products (Eq. 9-12); learned trains how they are fused.",
+)
+@click.option(
+    "--hypergradient",
+    type=click.Choice(["first-order", "unrolled", "exact"]),
+    default="first-order",
+    show_default=True,
+    help="How the upper level looks through the lower one.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Examples a step.")
+@click.option("--views/--no-views", default=True, show_default=True, help="Flips and rotations as augmentation.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
+@click.option(
+    "--input-size", type=click.IntRange(min=16), default=256, show_default=True, help="Model input in pixels."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")
+def train(
+    data: Path,
+    output: Path,
+    shots: int | None,
+    seed: int,
+    base: str,
+    base_weights: Path | None,
+    bundle: str,
+    detector: str | None,
+    prompt: str,
+    calibration: str,
+    hypergradient: str,
+    epochs: int,
+    batch_size: int,
+    views: bool,
+    cache: Path | None,
+    input_size: int,
+    device: str,
+    resume: bool,
+) -> None:
+    """Adapt a model to a few labelled images, by bi-level training.
+
+    The image encoder stays frozen and sees each image once; half of the examples (D1) train the decoder's LoRA and
+    heads, the other half (D2) the prompt embedding. The best epoch by Dice on D2 is kept.
+
+    \b
+    Examples:
+      amsam train --data my_lesions -o run
+      amsam train --data isic2018 -o run --shots 16 --seed 3 --calibration learned
+      amsam train --data isic2018 -o run --shots 16 --seed 3 --calibration learned --resume
+
+    \b
+    The run folder then holds:
+      adapter.safetensors     for `amsam segment --adapter` and `amsam evaluate --adapter`
+      history.csv, curves.png losses and Dice of every epoch
+      panel.png               examples of D2 with truth and prediction
+      split.json, run.json    which examples were drawn, all settings
+      checkpoint.pt           for --resume
+    """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
+    from amsam_med import weights
+    from amsam_med.train import TrainOptions
+    from amsam_med.train import train as run
+
+    overrides: dict[str, Any] = {
+        "shots": shots,
+        "seed": seed,
+        "base": base,
+        "prompt": prompt,
+        "calibration": calibration,
+        "hypergradient": hypergradient,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "use_views": views,
+        "cache_dir": None if cache is None else str(cache),
+        "input_size": input_size,
+    }
+    if base_weights is not None:
+        overrides["base_file"] = str(base_weights)
+    if device != "auto":
+        overrides["device"] = f"$torch.device({device!r})"
+    if prompt == "none":
+        overrides["detector_file"] = None
+    elif detector == "none":
+        raise click.UsageError(
+            f"--prompt {prompt} needs a detector: without one, training would see boxes that `amsam segment` has not; "
+            "use --prompt none, or a detector of your own (amsam detector train)"
+        )
+    elif detector is not None:
+        overrides["detector_file"] = str(weights.find(detector))
+    with progress_bars("encoding", "training") as (encoded, trained):
+        result = run(
+            data,
+            output,
+            TrainOptions(bundle, overrides, resume),
+            lambda done, total: encoded(done, total, ""),
+            lambda epoch, total, dice: trained(epoch, total, f"Dice on D2 {dice:.3f}"),
+        )
+    click.echo(f"best Dice on D2     {100 * result.best_dice:.1f} % (epoch {result.best_epoch}, at the logits' size)")
+    click.echo(f"trained parameters  {result.trained_parameters:,}")
+    click.echo(f"seconds             {result.seconds:.1f}")
+    click.echo(f"Use it with: amsam segment IMAGES -o OUT --adapter {result.adapter}")
