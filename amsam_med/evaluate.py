@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -351,9 +352,11 @@ def _mean_hd95(predicted: Tensor, true: Tensor) -> float | None:
     is_in_both = _holds_any(predicted) & _holds_any(true)
     if not bool(is_in_both.any()):
         return None
-    distances = compute_hausdorff_distance(
-        predicted[None, is_in_both], true[None, is_in_both], include_background=True, percentile=SURFACE_PERCENTILE
-    )
+    with warnings.catch_warnings():  # MONAI calls its own deprecated argument
+        warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
+        distances = compute_hausdorff_distance(
+            predicted[None, is_in_both], true[None, is_in_both], include_background=True, percentile=SURFACE_PERCENTILE
+        )
     return float(distances.mean())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ from amsam_med.data.writers import atomic_path
 FilePath: TypeAlias = str | PathLike[str]
 Box: TypeAlias = tuple[float, float, float, float]
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, LIGHT_BLUE = "#0072B2", "#D55E00", "#009E73", "#9ECAE9"
 TRUTH_COLOUR, PREDICTION_COLOUR, BOX_COLOUR = "#F0E442", "#56B4E9", "#FFFFFF"
 """Light colours: outlines lie on skin and tissue, over a dark edge of their own."""
 DOTS_PER_INCH = 150
@@ -104,7 +104,7 @@ def draw_scores(dice: Sequence[float], interval: tuple[float, float], path: File
     """
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.hist(dice, bins=BINS, range=(0, 1), color=BLUE, edgecolor="white")
+    axes.hist(dice, bins=BINS, range=(0, 1), color=LIGHT_BLUE, edgecolor="white")
     mean = float(np.mean(dice))
     axes.axvspan(*interval, color=ORANGE, alpha=0.3, lw=0, label=f"95% interval {interval[0]:.3f} to {interval[1]:.3f}")
     axes.axvline(mean, color=ORANGE, ls="--", label=f"mean {mean:.3f}")
@@ -150,18 +150,13 @@ def _outline(axes: Axes, ids: NDArray[np.uint8], colour: str, style: str) -> Non
         closed = np.pad(ids == class_id, 1)  # an object at the image's edge gets its outline there, too
         rows, columns = np.arange(-1, ids.shape[0] + 1), np.arange(-1, ids.shape[1] + 1)
         lines = axes.contour(columns, rows, closed, levels=[0.5], colors=colour, linestyles=style, linewidths=1.8)
-        if style == "solid":
-            lines.set_path_effects(_dark_edge())
+        lines.set_path_effects([withStroke(linewidth=3, foreground="black"), Normal()])
 
 
 def _draw_box(axes: Axes, box_in_original: Box) -> None:
     x1, y1, x2, y2 = (edge - 0.5 for edge in box_in_original)  # the centre of the first pixel is at 0
     frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=BOX_COLOUR, ls=":", lw=1.5)
     axes.add_patch(frame)
-
-
-def _dark_edge() -> list[Any]:
-    return [withStroke(linewidth=3, foreground="black"), Normal()]
 
 
 def _column(history: Sequence[Mapping[str, float]], name: str) -> list[float]:

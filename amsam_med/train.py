@@ -116,7 +116,8 @@ class RunRecorder:
         saved = {**self.parts, "adapter": Adapter(self.network), "record": self, "trainer": engine}
         checkpoint = self.folder / CHECKPOINT
         if self.resume and checkpoint.is_file():
-            CheckpointLoader(str(checkpoint), saved, map_location="cpu").attach(engine)
+            on_cpu: Any = "cpu"  # MONAI's hint allows a dict alone; torch.load takes the device
+            CheckpointLoader(str(checkpoint), saved, map_location=on_cpu).attach(engine)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -183,7 +184,7 @@ class RunRecorder:
             )
 
     def _collect_losses(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         first = output[0] if isinstance(output, list) else output
         self._losses.append((float(first["loss"]), float(engine.state.metrics.get(UPPER_LOSS, float("nan")))))
 
@@ -316,7 +317,7 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     found = inferer.predict(item[Keys.IMAGE][None].to(device), network, None if boxes is None else boxes.to(device))
     mask_logits = found.mask_logits[0].cpu()
     mask = restore_original(mask_logits, size)[None]
-    box = None if found.boxes is None else scale_boxes(found.boxes[0], input_size, size).tolist()
+    box = None if found.boxes is None else tuple(scale_boxes(found.boxes[0], input_size, size).tolist())
     path = Path(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])
     dice = score_image(path.name, mask, truth, mask_logits).dice
     return PanelRow(path.name, read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
