@@ -22,9 +22,10 @@ def _linked_files(page: Path) -> list[Path]:
     return [page.parent / link for link in links]
 
 
-def test_the_demo_leaves_a_page_whose_pictures_exist(tmp_path: Path):
+def test_the_demo_leaves_a_page_whose_pictures_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     told: list[str] = []
-    result = run_demo(tmp_path / "demo", epochs=2, test_images=SHOWN, tell=told.append)
+    result = run_demo(Path("demo"), epochs=2, test_images=SHOWN, tell=told.append)
     pictures = _linked_files(result.page)
     assert len(pictures) == SHOWN + 4
     assert all(picture.is_file() for picture in pictures)

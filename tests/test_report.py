@@ -117,4 +117,3 @@ def test_pictures_are_files_of_some_size(tmp_path: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) >= 500
-

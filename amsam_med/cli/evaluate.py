@@ -82,6 +82,7 @@ def _print(result: EvaluateResult) -> None:
         "threshold Jaccard": f"{100 * summary.threshold_jaccard:.1f} %",
         "HD95": "-" if summary.hd95 is None else f"{summary.hd95:.1f} px ({summary.hd95_images} images)",
         "empty predictions": f"{summary.empty_predictions}",
+        "empty truths": f"{summary.empty_truths}",
         "Dice at the logits": f"{100 * summary.dice_at_logits:.1f} %",
     }
     for name, text in rows.items():

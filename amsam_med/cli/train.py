@@ -12,18 +12,14 @@ from amsam_med.cli.progress import progress_bars
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class Shots(click.ParamType[int | None]):
-    """A number of examples, or ``all``."""
-
-    name = "K|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """None for all."""
-        if value == "all":
-            return None
-        if not str(value).isdigit() or int(value) < 2:
-            self.fail(f"{value!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all")
-        return int(value)
+def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A number of examples; None for all."""
+    if value == "all":
+        return None
+    if not value.isdigit() or int(value) < 2:
+        text = f"{value!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all"
+        raise click.BadParameter(text, ctx, param)
+    return int(value)
 
 
 @click.command(no_args_is_help=True)
@@ -34,7 +30,14 @@ class Shots(click.ParamType[int | None]):
     help="Labelled images: a folder with images/ and masks/, ISIC 2018, Human (Vikram) or TikTok.",
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run folder.")
-@click.option("--shots", type=Shots(), default="8", show_default=True, help="How many examples to draw.")
+@click.option(
+    "--shots",
+    metavar="K|all",
+    callback=_parse_shots,
+    default="8",
+    show_default=True,
+    help="How many examples to draw; the paper has 4, 8 and 16.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and the training.")
 @click.option(
     "--base",
@@ -60,18 +63,22 @@ class Shots(click.ParamType[int | None]):
     type=click.Choice(["none", "paper", "learned"]),
     default="paper",
     show_default=True,
-    help="Of the masks, by Hadamard products (Eq. 9-12); learned trains how they are fused.",
+    help="Of the masks, by Hadamard products (Eq. 9-12); the paper's only rescales logits, learned trains the fusion.",
 )
 @click.option(
     "--hypergradient",
     type=click.Choice(["first-order", "unrolled", "exact"]),
     default="first-order",
     show_default=True,
-    help="How the upper level looks through the lower one.",
+    help="How the upper level (Eq. 7-8) looks through the lower one: not at all (fastest), or through one step of it.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Examples a step.")
-@click.option("--views/--no-views", default=True, show_default=True, help="Flips and rotations as augmentation.")
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True, help="Passes over D1.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Of both levels; the paper has 1."
+)
+@click.option(
+    "--views/--no-views", default=True, show_default=True, help="Eight flips and rotations; the paper has none."
+)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
 @click.option(
     "--input-size", type=click.IntRange(min=16), default=256, show_default=True, help="Model input in pixels."
@@ -158,4 +165,6 @@ def train(
     click.echo(f"best Dice on D2     {100 * result.best_dice:.1f} % (epoch {result.best_epoch}, at the logits' size)")
     click.echo(f"trained parameters  {result.trained_parameters:,}")
     click.echo(f"seconds             {result.seconds:.1f}")
-    click.echo(f"Use it with: amsam segment IMAGES -o OUT --adapter {result.adapter}")
+    chosen = {"--bundle": bundle, "--base-weights": base_weights, "--detector": None if prompt == "none" else detector}
+    words = [f"{name} {value}" for name, value in chosen.items() if value not in (None, "amsam_isic")]
+    click.echo(" ".join(["Use it with: amsam segment IMAGES -o OUT --adapter", str(result.adapter), *words]))

@@ -12,9 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, decollate_batch
+from monai.metrics import DiceMetric
 from monai.transforms import Compose, SaveImaged
 
-from amsam_med.data.transforms import postprocessing, prepare_image, prepare_label, preprocessing, restore_original
+from amsam_med.data.transforms import (
+    LogitsToMaskd,
+    postprocessing,
+    prepare_image,
+    prepare_label,
+    preprocessing,
+    restore_original,
+)
 from amsam_med.errors import ConfigError, DataError
 
 
@@ -164,3 +172,32 @@ def test_a_real_mask_survives_the_way_in_and_back(data_root: Path) -> None:
         truth = preprocessing(with_label=True, label_at="original")(pair)["label"][0]
         mask = restore_original(logits_of(small), tuple(truth.shape))
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.98
+
+
+def test_logits_and_label_meet_at_the_size_of_the_logits() -> None:
+    label = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    label[0, :, 4:] = 1
+    item = LogitsToMaskd("pred")({"pred": logits_of(torch.tensor([[0, 1], [1, 1]])), "label": label})
+    assert item["pred"].tolist() == [[[0, 1], [1, 1]]]
+    assert item["label"].tolist() == [[[0, 1], [0, 1]]]
+
+
+def test_each_class_gets_a_channel_and_the_background_none() -> None:
+    ids = torch.tensor([[0, 1], [2, 2]])
+    logits = (ids == torch.arange(3)[:, None, None]).float()
+    item = LogitsToMaskd("pred")({"pred": logits, "label": ids[None]})
+    assert item["pred"].tolist() == item["label"].tolist() == [[[0, 1], [0, 0]], [[0, 0], [1, 1]]]
+
+
+def test_monais_dice_of_several_classes_is_their_mean() -> None:
+    truth, prediction = torch.tensor([[1, 1], [2, 2]]), torch.tensor([[1, 0], [2, 2]])
+    logits = (prediction == torch.arange(3)[:, None, None]).float()
+    item = LogitsToMaskd("pred")({"pred": logits, "label": truth[None]})
+    metric = DiceMetric(include_background=True)
+    metric([item["pred"]], [item["label"]])
+    assert metric.aggregate().item() == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_equal_logits_are_background_at_the_logits_as_well() -> None:
+    item = LogitsToMaskd("pred")({"pred": torch.zeros(2, 4, 4), "label": torch.ones(1, 4, 4)})
+    assert not item["pred"].any()

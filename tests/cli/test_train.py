@@ -1,0 +1,137 @@
+"""`amsam train`: what it hands on, what it refuses, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amsam_med import cli
+from amsam_med import train as train_module
+from amsam_med.train import TrainOptions, TrainResult
+
+FEW = ["--shots", "4", "--epochs", "2", "--no-views", "--input-size", "64"]
+
+
+@pytest.fixture
+def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[TrainOptions]:
+    """Options with which the verb was called, instead of a training."""
+    calls: list[TrainOptions] = []
+
+    def record(data: Path, folder: Path, options: TrainOptions, *_: Any) -> TrainResult:
+        calls.append(options)
+        return TrainResult(folder, folder / "adapter.safetensors", 0.5, 3, 1.0, 510_242)
+
+    monkeypatch.setattr(train_module, "train", record)
+    return calls
+
+
+def words(data: Path, folder: Path, *more: str) -> list[str]:
+    return ["train", "--data", str(data), "-o", str(folder), *more]
+
+
+def test_a_run_ends_with_its_result_and_the_next_command(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(tiny_bundle), *FEW)) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("best Dice on D2 ")
+    assert "trained parameters  510,242" in printed.out
+    assert f"--adapter {tmp_path}/run/adapter.safetensors --bundle {tiny_bundle}\n" in printed.out
+    assert printed.err == ""  # no bar where nobody looks at it
+    assert (tmp_path / "run" / "panel.png").is_file()
+
+
+def test_the_printed_command_scores_the_adapter(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(tiny_bundle / "base.safetensors")
+    chosen = ["--bundle", str(tiny_bundle), "--base-weights", base]
+    assert cli.main(words(labelled_folder, tmp_path / "run", *chosen, *FEW)) == 0
+    model = capsys.readouterr().out.partition("--adapter ")[2].split()
+    scoring = ["evaluate", "--data", str(labelled_folder), "-o", str(tmp_path / "scores"), "--adapter", *model]
+    assert cli.main(scoring) == 0
+    assert "images              6\n" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_can_be_resumed(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = words(labelled_folder, tmp_path / "run", "--bundle", str(tiny_bundle), *FEW)
+    assert cli.main(command) == 0
+    assert cli.main(command) == 1
+    assert "already holds a run; give --resume to continue it" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+
+
+def test_defaults_are_the_papers_but_for_the_base_and_the_views(
+    handed_on: list[TrainOptions], labelled_folder: Path
+) -> None:
+    assert cli.main(words(labelled_folder, Path("run"))) == 0
+    assert handed_on[0].bundle == "amsam_isic"
+    assert not handed_on[0].resume
+    assert handed_on[0].overrides == {
+        "shots": 8,
+        "seed": 0,
+        "base": "tiny",
+        "prompt": "box",
+        "calibration": "paper",
+        "hypergradient": "first-order",
+        "epochs": 100,
+        "batch_size": 1,
+        "use_views": True,
+        "cache_dir": None,
+        "input_size": 256,
+    }
+
+
+def test_choices_become_entries_of_the_configuration(
+    handed_on: list[TrainOptions], tiny_bundle: Path, labelled_folder: Path
+) -> None:
+    base, detector = tiny_bundle / "base.safetensors", tiny_bundle / "models" / "detector.safetensors"
+    files = ["--base-weights", str(base), "--detector", str(detector), "--cache", "kept", "--device", "cpu"]
+    assert cli.main(words(labelled_folder, Path("run"), *files, "--shots", "all", "--prompt", "box+point")) == 0
+    chosen = handed_on[0].overrides
+    assert chosen["shots"] is None
+    assert (chosen["base_file"], chosen["detector_file"]) == (str(base), str(detector))
+    assert (chosen["cache_dir"], chosen["prompt"]) == ("kept", "box+point")
+    assert chosen["device"] == "$torch.device('cpu')"
+
+
+def test_every_option_is_an_entry_of_the_shipped_configuration(
+    handed_on: list[TrainOptions], labelled_folder: Path
+) -> None:
+    from amsam_med.bundle import open_bundle
+
+    assert cli.main(words(labelled_folder, Path("run"), "--device", "cpu", "--prompt", "none")) == 0
+    parser = open_bundle(handed_on[0].bundle, "train", handed_on[0].overrides)  # raises for an unknown entry
+    assert parser["detector_file"] is None
+
+
+@pytest.mark.parametrize("shots", ["1", "0", "-4", "2.5", "many"])
+def test_shots_that_cannot_be_halved_are_wrong_usage(
+    shots: str, labelled_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words(labelled_folder, Path("run"), "--shots", shots)) == 2
+    assert f"'{shots}' is neither a number of at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["box", "box+point"])
+def test_boxes_without_a_detector_are_refused_with_the_reason(
+    prompt: str, labelled_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words(labelled_folder, Path("run"), "--detector", "none", "--prompt", prompt)) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"--prompt {prompt} needs a detector" in printed
+    assert "use --prompt none" in printed
+
+
+def test_a_fault_of_the_data_is_one_line(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(tiny_bundle), "--shots", "99")) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Error: shots = 99; the list has 6 examples")
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
