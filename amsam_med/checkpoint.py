@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from amsam_med.data.writers import atomic_path
 from amsam_med.errors import WeightsError
 from amsam_med.learn.levels import trainable_state
 from amsam_med.model import AmSam
@@ -38,23 +36,26 @@ def frozen_digest(network: AmSam) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(network: AmSam, path: Path, record: dict[str, Any] | None = None) -> None:
+def save_adapter(
+    network: AmSam, path: Path, record: dict[str, Any] | None = None, base_digest: str | None = None
+) -> None:
     """Write what training changed.
 
     Args:
         network: The trained network.
         path: Target, ``.safetensors``; replaced atomically.
         record: Anything JSON can hold about the run (bundle, shots, seed, Dice on D2); kept in the header.
+        base_digest: The network's :func:`frozen_digest` where the caller knows it; a large base takes a second to read.
     """
     header = {
         "format": FORMAT,
         "settings": json.dumps(network.settings),
-        "base_digest": frozen_digest(network),
+        "base_digest": base_digest or frozen_digest(network),
         "record": json.dumps(record or {}),
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_state(network).items()}
-    with _replacing(path) as temporary:
-        save_file(state, temporary, header)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(state, header))  # save_file would make a file that only its owner can read
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -97,7 +98,7 @@ def load_adapter(network: AmSam, path: Path) -> None:
 def save_model(network: nn.Module, path: Path) -> None:
     """Write a whole network as a MONAI bundle's ``model.pt``: fp16 tensors under the key ``model``; atomic."""
     state = {name: tensor.detach().cpu().half() for name, tensor in network.state_dict().items()}
-    with _replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save({"model": state}, temporary)
 
 
@@ -166,15 +167,3 @@ def _open_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "give the adapter.safetensors of an `amsam train` run"
         )
     return state, header
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from torch import Tensor
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
 from amsam_med.bundle import count_parameters, open_bundle
-from amsam_med.checkpoint import Adapter, load_adapter, save_adapter, save_model
+from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.data.writers import atomic_path
@@ -94,6 +94,7 @@ class RunRecorder:
         self.save_whole_model, self.is_active = save_whole_model, is_active
         self.history: list[dict[str, float]] = []
         self._losses: list[tuple[float, float]] = []
+        self._base_digest = ""
 
     @property
     def best_dice(self) -> float:
@@ -141,7 +142,7 @@ class RunRecorder:
         if self.is_active:
             if is_best:
                 record = {**self.settings, "epoch": engine.state.epoch, "d2_dice": dice}
-                save_adapter(self.network, self.folder / ADAPTER, record)
+                save_adapter(self.network, self.folder / ADAPTER, record, self._base_digest)
             self._write_history()
         if self.progress is not None:
             self.progress(engine.state.epoch, int(engine.state.max_epochs or 0), dice)
@@ -157,6 +158,7 @@ class RunRecorder:
     def _start(self, _engine: Engine) -> None:
         if self.is_active:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._base_digest = frozen_digest(self.network)
             _write_json(self.folder / SPLIT, self._identity())
 
     def _identity(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_failed_save_leaves_the_old_adapter(base: Path, tmp_path: Path, monkey
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("amsam_med.checkpoint.save_file", fail)
+    monkeypatch.setattr("amsam_med.checkpoint.save", fail)
     with pytest.raises(OSError, match="disk full"):
         save_adapter(_network(base), target)
     assert target.read_bytes() == before

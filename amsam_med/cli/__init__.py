@@ -82,8 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after ``amsam``; those of this process by default.
     """
-    # OpenMP threads that spin while they wait make two runs on one machine ten times slower, and one alone no faster.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         result = amsam.main(arguments, prog_name="amsam", standalone_mode=False)
     except click.ClickException as error:

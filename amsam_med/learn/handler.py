@@ -76,6 +76,8 @@ class BiLevelHandler:
         self.scheduler = scheduler
         self.prepare_batch = prepare_batch
         self._upper_batches = _NumberedBatches(upper_loader, seed)
+        self._lower: dict[str, nn.Parameter] = {}
+        self._upper: dict[str, nn.Parameter] = {}
         self._lower_batch: Any = None
         self._lower_rate = 0.0
 
@@ -91,8 +93,7 @@ class BiLevelHandler:
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         """Take one upper step."""
-        network = _unwrapped(engine.network)
-        lower, upper = lower_parameters(network), upper_parameters(network)
+        lower, upper = self._lower, self._upper
         upper_loss = _RecordedLoss(
             self._level_loss(engine, self._upper_batches.take(engine.state.iteration - 1), self.loss_function)
         )
@@ -107,7 +108,10 @@ class BiLevelHandler:
         engine.state.metrics[UPPER_LOSS] = upper_loss.value
 
     def _check(self, engine: SupervisedTrainer) -> None:
-        _check_optimizers(_unwrapped(engine.network), lower=engine.optimizer, upper=self.optimizer)
+        network = _unwrapped(engine.network)
+        # Looked up once: walking through a network's names costs as much as a tenth of a step.
+        self._lower, self._upper = lower_parameters(network), upper_parameters(network)
+        _check_optimizers(self._lower, self._upper, lower=engine.optimizer, upper=self.optimizer)
 
     def _remember_lower_step(self, engine: SupervisedTrainer) -> None:
         # After the step the batch is a list (decollated) and the rate may be the next iteration's.
@@ -224,10 +228,11 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
-def _check_optimizers(network: nn.Module, lower: torch.optim.Optimizer, upper: torch.optim.Optimizer) -> None:
+def _check_optimizers(
+    of_w: Parameters, of_a: Parameters, lower: torch.optim.Optimizer, upper: torch.optim.Optimizer
+) -> None:
     in_lower, in_upper = _held_by(lower), _held_by(upper)
-    of_lower = {id(parameter) for parameter in lower_parameters(network).values()}
-    of_upper = {id(parameter) for parameter in upper_parameters(network).values()}
+    of_lower, of_upper = {id(parameter) for parameter in of_w.values()}, {id(parameter) for parameter in of_a.values()}
     if in_upper != of_upper or in_lower != of_lower:
         raise ConfigError(
             f"the optimisers hold {len(in_lower)} (lower) and {len(in_upper)} (upper) tensors; expected exactly W, "
