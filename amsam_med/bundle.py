@@ -67,6 +67,16 @@ def shipped_bundles() -> list[str]:
     return sorted(metadata.parent.parent.name for metadata in weights.bundles_folder().glob("*/configs/metadata.json"))
 
 
+def default_bundle(adapter: Path | None = None) -> str:
+    """The shipped bundle to use where none is named: the one an adapter was trained with, else the lesions'.
+
+    Raises:
+        WeightsError: The adapter is missing or damaged.
+    """
+    trained_with = None if adapter is None else read_adapter(adapter)[1].get("bundle")
+    return trained_with if trained_with in shipped_bundles() else "amsam_isic"
+
+
 def open_bundle(
     name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
 ) -> ConfigParser:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from amsam_med.bundle import locate_bundle, model_overrides, open_bundle, open_workflow, shipped_bundles
+from amsam_med.bundle import default_bundle, locate_bundle, model_overrides, open_bundle, open_workflow, shipped_bundles
+from amsam_med.checkpoint import save_adapter
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from tests.conftest import REPOSITORY
@@ -166,6 +167,13 @@ def test_two_processes_train_one_adapter(tiny_bundle: Path, labelled_folder: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "adapter.safetensors").is_file()
     assert (tmp_path / "history.csv").read_text().count("\n") == 1 + 2
+
+
+@pytest.mark.parametrize(("trained_with", "used"), [("amsam_body", "amsam_body"), ("somebodys", "amsam_isic")])
+def test_an_adapter_is_used_with_the_shipped_bundle_it_was_trained_with(trained_with: str, used: str, tmp_path: Path):
+    network = build_amsam("tiny", input_size=64)
+    save_adapter(network, tmp_path / "a.safetensors", {"bundle": trained_with})
+    assert default_bundle(tmp_path / "a.safetensors") == used
 
 
 def test_unknown_bundles_and_entries_are_refused_by_name(tiny_bundle: Path):

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
 @click.option("--part", type=click.Choice(["train", "val", "test"]), help="Part of the set.  [default: test, if any]")
-@click.option("--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="The model to score.")
+@click.option(
+    "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
+)
 @click.option(
     "--adapter",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -39,7 +41,7 @@ def evaluate(
     data: Path,
     output: Path,
     part: str | None,
-    bundle: str,
+    bundle: str | None,
     adapter: Path | None,
     base_weights: Path | None,
     detector: str | None,
@@ -61,10 +63,11 @@ def evaluate(
       scores.json   means with 95 % bootstrap intervals, threshold Jaccard, empty masks
       scores.png    the distribution of Dice
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
+    from amsam_med.bundle import default_bundle
     from amsam_med.evaluate import EvaluateOptions
     from amsam_med.evaluate import evaluate as run
 
-    options = EvaluateOptions(bundle, adapter, base_weights, part, detector, device)
+    options = EvaluateOptions(bundle or default_bundle(adapter), adapter, base_weights, part, detector, device)
     with progress_bars("scoring") as (scored,):
         result = run(data, output, options, lambda done, total: scored(done, total, ""))
     _print(result)

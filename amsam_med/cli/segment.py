@@ -36,10 +36,9 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
 )
 @click.option(
     "--bundle",
-    default="amsam_isic",
-    show_default=True,
     metavar="NAME|PATH",
-    help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.",
+    help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.  "
+    "[default: the adapter's, else amsam_isic]",
 )
 @click.option(
     "--adapter",
@@ -75,7 +74,7 @@ def segment(
     ctx: click.Context,
     inputs: tuple[Path, ...],
     output: Path,
-    bundle: str,
+    bundle: str | None,
     adapter: Path | None,
     base_weights: Path | None,
     detector: str | None,
@@ -109,11 +108,12 @@ def segment(
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
     hand is finished and all results are kept).
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
-    from amsam_med.bundle import locate_bundle
+    from amsam_med.bundle import default_bundle, locate_bundle
     from amsam_med.errors import DataError
     from amsam_med.segment import SegmentOptions, find_images
     from amsam_med.segment import segment as run
 
+    bundle = bundle or default_bundle(adapter)
     try:
         locate_bundle(bundle)
         find_images(inputs)
