@@ -1,4 +1,4 @@
-# make demo     install what users get, and segment the bundled examples into demo/
+# make demo     install what users get, and show everything once, on synthetic images, in demo/
 # make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none)
 # make check    what CI checks without running the code: lint, format, types, the import floors
 # make format   let ruff mend what it can

@@ -29,7 +29,7 @@ COMMANDS = {
     "data": ("amsam_med.cli.data:data", "Download and inspect data sets."),
     "weights": ("amsam_med.cli.weights:weights", "List, get and verify weight files."),
     "info": ("amsam_med.cli.info:info", "Show versions, devices, weights and bundles."),
-    "demo": ("amsam_med.cli.demo:demo", "Segment the example images and write a report."),
+    "demo": ("amsam_med.cli.demo:demo", "See everything once, on synthetic images."),
 }
 """Sub-command: where its click command is, and what ``amsam --help`` says about it."""
 
