@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from monai.bundle import ConfigWorkflow
 from monai.bundle.config_parser import ConfigParser
-from torch import nn
 
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
@@ -107,21 +105,6 @@ def open_bundle(
     return parser
 
 
-def open_workflow(
-    name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
-) -> ConfigWorkflow:
-    """A bundle as MONAI's ``ConfigWorkflow``, with its properties checked; see :func:`open_bundle`."""
-    root = locate_bundle(name_or_path)
-    return ConfigWorkflow(
-        config_file=config_files(root, workflow),
-        meta_file=str(root / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train" if workflow == "train" else "inference",
-        bundle_root=str(root),
-        **(overrides or {}),
-    )
-
-
 def config_files(root: Path, workflow: Workflow) -> list[str]:
     """Paths of the configuration files of a workflow."""
     return [str(root / "configs" / name) for name in CONFIG_FILES[workflow]]
@@ -192,12 +175,6 @@ def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, An
     if settings["prompt"] == "none":
         overrides["detector_file"] = None  # its network looks at no box
     return overrides
-
-
-def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Parameters in all, and those that training changes."""
-    parameters = list(network.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def _verified(model_file: Path) -> Path:

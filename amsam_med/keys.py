@@ -15,9 +15,3 @@ class Keys(StrEnum):
     PRED = CommonKeys.PRED.value
     BOX = "box"
     """float32 ``(B, 4)``: x1, y1, x2, y2 in pixels of the model input."""
-    BOX_SOURCE = "box_source"
-    """``"detector"``, ``"full image"``, ``"user"`` or ``"none"``."""
-    BOX_CONFIDENCE = "box_confidence"
-    """float32 ``(B,)`` in 0..1; 0 for a full-image box."""
-    IOU = "predicted_iou"
-    """float32 ``(B,)``: the network's own estimate of its mask's IoU."""

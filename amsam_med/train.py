@@ -32,7 +32,7 @@ from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
-from amsam_med.bundle import count_parameters, open_bundle
+from amsam_med.bundle import open_bundle
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import preprocessing, restore_original
@@ -287,7 +287,7 @@ def train(
     trainer: SupervisedTrainer = parser.get_parsed_content("train::trainer")
     recorder: RunRecorder = parser.get_parsed_content("train::recorder")
     trainer.run()
-    _, trained = count_parameters(recorder.network)
+    trained = sum(parameter.numel() for parameter in recorder.network.parameters() if parameter.requires_grad)
     seconds = time.monotonic() - start
     result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
     draw_curves(recorder.history, folder / "curves.png")

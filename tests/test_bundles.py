@@ -12,9 +12,10 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from amsam_med.bundle import default_bundle, locate_bundle, model_overrides, open_bundle, open_workflow, shipped_bundles
+from amsam_med.bundle import config_files, default_bundle, locate_bundle, model_overrides, open_bundle, shipped_bundles
 from amsam_med.checkpoint import save_adapter
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
@@ -33,6 +34,17 @@ SCHEMA = "meta_schema_20240725.json"
 
 def _files(root: Path, *names: str) -> list[str]:
     return [str(root / "configs" / name) for name in names]
+
+
+def _workflow(root: Path, name: str, settings: dict[str, object]) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=config_files(root, name),
+        meta_file=_files(root, "metadata.json")[0],
+        logging_file=False,
+        workflow_type="train" if name == "train" else "inference",
+        bundle_root=str(root),
+        **settings,
+    )
 
 
 def _training_settings(data: Path, output: Path) -> dict[str, object]:
@@ -70,7 +82,7 @@ def test_metadata_follows_monais_schema(bundle: str, data_root: Path, tmp_path: 
 def test_workflows_have_all_properties(workflow: str, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
     data = labelled_folder if workflow == "train" else labelled_folder / "images"
     settings = {"dataset_dir": str(data), "output_dir": str(tmp_path)} | ({"shots": 4} if workflow == "train" else {})
-    opened = open_workflow(tiny_bundle, workflow, settings)
+    opened = _workflow(tiny_bundle, workflow, settings)
     opened.initialize()
     assert opened.check_properties() == []
 
@@ -142,7 +154,7 @@ def test_evaluating_writes_scores(tiny_bundle: Path, labelled_folder: Path, tmp_
 
 
 def test_inference_writes_a_mask_of_each_images_own_size(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
-    workflow = open_workflow(
+    workflow = _workflow(
         tiny_bundle, "inference", {"dataset_dir": str(labelled_folder / "images"), "output_dir": str(tmp_path)}
     )
     workflow.initialize()

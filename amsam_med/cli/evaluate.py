@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amsam_med.cli import options
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -14,29 +15,16 @@ if TYPE_CHECKING:
 
 
 @click.command(no_args_is_help=True)
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Labelled images: a folder with images/ and masks/, ISIC 2018, Human (Vikram) or TikTok.",
-)
+@options.labelled_data
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
 @click.option("--part", type=click.Choice(["train", "val", "test"]), help="Part of the set.  [default: test, if any]")
 @click.option(
     "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
 )
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An adapter that `amsam train` wrote, instead of the bundle's own model.",
-)
-@click.option(
-    "--base-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The base that the adapter was trained on.  [default: the one it names]",
-)
-@click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.adapter
+@options.adapters_base
+@options.detector
+@options.device
 def evaluate(
     data: Path,
     output: Path,
@@ -67,9 +55,9 @@ def evaluate(
     from amsam_med.evaluate import EvaluateOptions
     from amsam_med.evaluate import evaluate as run
 
-    options = EvaluateOptions(bundle or default_bundle(adapter), adapter, base_weights, part, detector, device)
+    chosen = EvaluateOptions(bundle or default_bundle(adapter), adapter, base_weights, part, detector, device)
     with progress_bars("scoring") as (scored,):
-        result = run(data, output, options, lambda done, total: scored(done, total, ""))
+        result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)
 
 

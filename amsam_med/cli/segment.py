@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amsam_med.cli import INTERRUPTED
+from amsam_med.cli import INTERRUPTED, options
 
 if TYPE_CHECKING:
     from amsam_med.segment import Progress, SegmentSummary, Step
@@ -40,17 +40,9 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
     help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.  "
     "[default: the adapter's, else amsam_isic]",
 )
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="An adapter that `amsam train` wrote, instead of the bundle's own model.",
-)
-@click.option(
-    "--base-weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The base that the adapter was trained on.  [default: the one it names]",
-)
-@click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
+@options.adapter
+@options.adapters_base
+@options.detector
 @click.option(
     "--format",
     "formats",
@@ -60,7 +52,7 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
     metavar="NAMES",
     help="What to write: png (masks), overlay (outline and box over the image).",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.device
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -108,20 +100,19 @@ def segment(
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
     hand is finished and all results are kept).
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
-    from amsam_med.bundle import default_bundle, locate_bundle
+    from amsam_med.bundle import default_bundle
     from amsam_med.errors import DataError
-    from amsam_med.segment import SegmentOptions, find_images
+    from amsam_med.segment import SegmentOptions
     from amsam_med.segment import segment as run
 
-    bundle = bundle or default_bundle(adapter)
+    chosen = SegmentOptions(
+        bundle or default_bundle(adapter), adapter, base_weights, detector, formats, device, batch_size, overwrite
+    )
     try:
-        locate_bundle(bundle)
-        find_images(inputs)
-    except DataError as error:
+        with _progress_bar() as progress:
+            summary = run(inputs, output, chosen, progress)
+    except DataError as error:  # of the inputs or the bundle; what is wrong with an image is in its row
         raise click.UsageError(str(error), ctx) from error
-    options = SegmentOptions(bundle, adapter, base_weights, detector, formats, device, batch_size, overwrite)
-    with _progress_bar() as progress:
-        summary = run(inputs, output, options, progress)
     _print(summary)
     ctx.exit(INTERRUPTED if summary.is_interrupted else 1 if summary.failed else 0)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from amsam_med.cli import options
 from amsam_med.cli.progress import progress_bars
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -23,12 +24,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 
 
 @click.command(no_args_is_help=True)
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Labelled images: a folder with images/ and masks/, ISIC 2018, Human (Vikram) or TikTok.",
-)
+@options.labelled_data
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run folder.")
 @click.option(
     "--shots",
@@ -50,7 +46,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="Whose configuration to run."
 )
-@click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
+@options.detector
 @click.option(
     "--prompt",
     type=click.Choice(["box", "box+point", "none"]),
@@ -83,7 +79,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--input-size", type=click.IntRange(min=16), default=256, show_default=True, help="Model input in pixels."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.device
 @click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")
 def train(
     data: Path,
