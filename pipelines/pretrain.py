@@ -1,11 +1,13 @@
-"""Pre-train the compact base from random weights, promptable by box, point or nothing.
+"""Pre-train a compact base from random weights, promptable by box, points, an earlier mask or nothing.
 
-    python pipelines/pretrain.py --data DATA -o RUN --minutes 60
+    python pipelines/pretrain.py --data DATA -o RUN --mix tiny --minutes 150
+    python pipelines/pretrain.py --data DATA -o RUN --mix tiny-general --minutes 150
 
-Every step shows the network eight images with two prompts each; both prompts of an image share its embedding, as in
-SAM's own training. The first prompt is none at all where the image has a whole object to find, the second a jittered
-box or a point on the whole or on a part. A run that is killed continues where it stopped when the same command is given
-again. The result, ``RUN/tiny.safetensors``, holds the exponential average of the weights in fp16.
+Every step shows the network a batch of images with several prompts each, which share the image's embedding, as in SAM's
+own training. The first prompt is none at all where the image has a whole object to find; the others are jittered boxes
+and points, on the whole and on parts. In half of the steps a second round follows: a point where the first mask was
+wrong, and the first mask itself as prompt. A run that is killed continues where it stopped when the same command is
+given again. The result, ``RUN/MIX.safetensors``, holds the exponential average of the weights in fp16.
 """
 
 from __future__ import annotations
@@ -14,29 +16,63 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from monai.metrics import compute_dice
 from safetensors.torch import save_file
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med.boxes import box_from_mask, jitter_boxes
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
-from pipelines.scenes import IDS, MINIMUM_AREA, Bank, Items, Scene
+from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from pipelines.scenes import IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scene
 
-PROMPTS_PER_IMAGE = 2
+BOX_JITTERS = (0.02, 0.05, 0.1)
 POINT_SHARE = 0.3
-BOX_JITTER = 0.07
-EMA_DECAY = 0.998
+SECOND_ROUND_SHARE = 0.5
 IOU_WEIGHT = 0.1
 CHECKPOINT_EVERY_S = 120.0
+LOGGED_IMAGES = 12
+"""Images a source in the log during training; ``python -m pipelines.prompts`` measures all held-out ones."""
+STAGES = ((160, 0.4), (256, 1.0))
+"""Input sizes in pixels and the share of the time until which each is used: most is learned where a step is cheap."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run may vary; the defaults are what measured best.
+
+    Attributes:
+        backbone: timm's name of the encoder's network.
+        batch_size: Images a step.
+        prompts: Most prompts an image; images with one mask get no more than two.
+        peak_rate: Highest learning rate of AdamW.
+        ema_decay: Of the exponential average of the weights; 0 for none.
+        lambda_dice: Share of Dice in the mask loss, the rest is cross-entropy.
+        has_second_round: Correct the first masks in half of the steps.
+        is_bf16: Compute in bfloat16 where that is safe; weights stay float32.
+    """
+
+    backbone: str = COMPACT_BACKBONE
+    batch_size: int = 8
+    prompts: int = 4
+    peak_rate: float = 1e-3
+    ema_decay: float = 0.998
+    lambda_dice: float = 0.8
+    has_second_round: bool = True
+    is_bf16: bool = True
 
 
 class Prompts(NamedTuple):
@@ -46,29 +82,39 @@ class Prompts(NamedTuple):
         image: int64 ``(P,)``: which image of the batch each prompt belongs to.
         targets: float32 ``(P, 1, S, S)``, 0 or 1.
         boxes: float32 ``(P, 4)``, xyxy pixels of the input, or None.
-        points: float32 ``(P, 1, 2)``, x and y in pixels of the input, or None.
+        points: float32 ``(P, N, 2)``, x and y in pixels of the input, or None.
+        labels: int64 ``(P, N)``: 1 foreground, 0 background; goes with ``points``.
+        earlier_logits: float32 ``(P, 1, S/4, S/4)``: a mask to improve, or None.
     """
 
     image: Tensor
     targets: Tensor
     boxes: Tensor | None = None
     points: Tensor | None = None
+    labels: Tensor | None = None
+    earlier_logits: Tensor | None = None
 
 
-def draw_prompts(scene: Scene) -> list[Prompts]:
+def draw_prompts(scene: Scene, most: int) -> list[Prompts]:
     """Choose masks and prompts for a batch: up to one group each of no prompt, boxes and points."""
     chosen: dict[str, list[tuple[int, Tensor]]] = {"none": [], "box": [], "point": []}
     for index in range(len(scene.images)):
-        for kind, target in _choose(scene.ids[index, 0], scene.whole[index]):
+        for kind, target in _choose(scene.ids[index, 0], scene.whole[index], most):
             chosen[kind].append((index, target))
     return [_group(kind, entries) for kind, entries in chosen.items() if entries]
 
 
-def prompt_loss(network: AmSam, embedding: Tensor, prompts: Prompts, mask_loss: nn.Module) -> Tensor:
-    """0.8 Dice + 0.2 cross-entropy of one group's masks, and the squared error of the predicted IoU."""
-    labels = None if prompts.points is None else torch.ones(prompts.points.shape[:2], device=embedding.device)
-    prediction = network.predict(embedding[prompts.image], prompts.boxes, prompts.points, labels)
-    target = (functional.avg_pool2d(prompts.targets, LOGIT_STRIDE) > 0.5).float()
+def predict(network: AmSam, embedding: Tensor, prompts: Prompts) -> Prediction:
+    """Answer one group of prompts, in float32, from the batch's embeddings."""
+    prediction = network.predict(
+        embedding[prompts.image], prompts.boxes, prompts.points, prompts.labels, prompts.earlier_logits
+    )
+    return Prediction(prediction.mask_logits.float(), prediction.predicted_iou.float())
+
+
+def prompt_loss(prediction: Prediction, targets: Tensor, mask_loss: nn.Module) -> Tensor:
+    """Dice and cross-entropy of one group's masks, and the squared error of the predicted IoU."""
+    target = _at_logits(targets)
     is_object = (prediction.mask_logits.argmax(dim=1, keepdim=True) == 1).float()
     union = torch.maximum(is_object, target).sum(dim=(1, 2, 3)).clamp_min(1)
     iou = (is_object * target).sum(dim=(1, 2, 3)) / union
@@ -76,27 +122,72 @@ def prompt_loss(network: AmSam, embedding: Tensor, prompts: Prompts, mask_loss: 
     return loss + IOU_WEIGHT * functional.mse_loss(prediction.predicted_iou[:, 1], iou)
 
 
+def second_round(prompts: Prompts, prediction: Prediction) -> Prompts:
+    """The same questions with the first answer as mask prompt and one point more, where that answer is wrong."""
+    logits = prediction.mask_logits.detach()
+    earlier = logits[:, 1:] - logits[:, :1]
+    target = _at_logits(prompts.targets)
+    error = ((earlier > 0) != target.bool()).float().flatten(1)
+    cell = torch.multinomial(error + 1e-6, 1)  # anywhere where there is no error
+    label = target.flatten(1).gather(1, cell).long()
+    width = target.shape[-1]
+    point = LOGIT_STRIDE * (torch.stack([cell % width, cell // width], dim=2).float() + 0.5)
+    is_first = prompts.points is None or prompts.labels is None
+    points = point if is_first else torch.cat([prompts.points, point], dim=1)  # type: ignore[list-item]
+    labels = label if is_first else torch.cat([prompts.labels, label], dim=1)  # type: ignore[list-item]
+    return prompts._replace(points=points, labels=labels, earlier_logits=earlier)
+
+
+class Asked(NamedTuple):
+    """Dice of one question under three prompts, each in [0, 1]."""
+
+    box: float
+    point: float
+    none: float
+
+
 @torch.no_grad()
-def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, float]:
-    """Mean Dice at the logits' resolution with the truth's box and without any prompt, on held-out images."""
+def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
+    """Mean Dice at the logits' resolution with the truth's box, one centre point, and no prompt.
+
+    Args:
+        network: A base.
+        items: Held-out images of one source.
+        most: How many of them, from the first.
+
+    Returns:
+        ``"whole"`` for images with a whole object; ``"parts"`` for images with several masks, where the largest and the
+        median of them by area are asked for, one at a time.
+    """
     network.eval()
     size = network.input_size
     items = items.take(slice(0, most))
     images = functional.interpolate(items.images.float() / 255, size=(size, size), mode="bilinear", antialias=True)
     ids = functional.interpolate(items.ids.float(), size=(size, size)).to(torch.uint8)
-    scores: dict[str, list[Tensor]] = {"box": [], "none": []}
+    scores: dict[str, list[Tensor]] = {}
     for index in range(len(items)):
-        target = _largest(ids[index, 0], items.whole[index])
-        if target is None:
-            continue
-        box = box_from_mask(target)
-        assert box is not None
-        embedding = network.image_encoder(images[index : index + 1])
-        truth = functional.avg_pool2d(target[None, None].float(), LOGIT_STRIDE) > 0.5
-        for kind, boxes in (("box", box[None]), ("none", None)):
-            mask = network(embedding, boxes).argmax(dim=1, keepdim=True)
-            scores[kind].append(compute_dice(mask, truth.float()))
-    return {kind: float(torch.cat(values).nanmean()) for kind, values in scores.items() if values}
+        questions = _questions(ids[index, 0], items.whole[index])
+        embedding = network.image_encoder(images[index : index + 1]) if questions else None
+        for name, target in questions:
+            assert embedding is not None
+            boxes, points = _certain_box(target)[None], interior_point(target)[None, None]
+            foreground = torch.ones(1, 1)
+            truth = _at_logits(target[None, None].float())
+            answers = (
+                network(embedding, boxes),
+                network(embedding, None, points, foreground),
+                network(embedding),
+            )
+            dice = [compute_dice(answer.argmax(dim=1, keepdim=True), truth).nan_to_num(0.0) for answer in answers]
+            scores.setdefault(name, []).append(torch.cat(dice).flatten())
+    return {name: Asked(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
+
+
+def interior_point(target: Tensor) -> Tensor:
+    """The pixel of a bool ``(S, S)`` mask that lies deepest inside: float32 ``(2,)``, x and y."""
+    depth = ndimage.distance_transform_edt(np.pad(target.cpu().numpy(), 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return torch.tensor([column + 0.5, row + 0.5], dtype=torch.float32)
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -111,18 +202,25 @@ class Run:
 
     Args:
         folder: Where the checkpoint, the log and the result lie.
+        name: Of the base, which names the result's file.
+        recipe: What the run varies.
         device: Training device.
-        input_size: Side of the model input in pixels.
+        input_size: Side of the model input in pixels; may change from one restart to the next.
     """
 
-    def __init__(self, folder: Path, device: torch.device, input_size: int) -> None:
-        self.folder, self.step, self.elapsed = folder, 0, 0.0
-        network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
-        self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
+    def __init__(self, folder: Path, name: str, recipe: Recipe, device: torch.device, input_size: int) -> None:
+        self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
+        self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.05)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _build(self, input_size: int) -> AmSam:
+        network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
+        if self.recipe.backbone != COMPACT_BACKBONE:
+            network.image_encoder = CompactImageEncoder(input_size, False, self.recipe.backbone)
+        return network
 
     @property
     def checkpoint(self) -> Path:
@@ -150,34 +248,46 @@ class Run:
 
     def export(self) -> Path:
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""
-        network = build_amsam("tiny", input_size=self.network.input_size, rank=0, calibration="none", is_fused=False)
+        network = self._build(self.network.input_size)
         network.load_state_dict(self.average.module.state_dict())
         network.image_encoder.fuse()  # the compact encoder's
         state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-        target = self.folder / "tiny.safetensors"
-        save_file(state, target.with_suffix(".tmp"), {"base": "tiny", "input_size": str(network.input_size)})
+        target = self.folder / f"{self.name}.safetensors"
+        save_file(state, target.with_suffix(".tmp"), {"base": self.name, "input_size": str(network.input_size)})
         os.replace(target.with_suffix(".tmp"), target)
         return target
 
 
-def train(run: Run, bank: Bank, minutes: float, batch_size: int, peak_rate: float, validate_every: int) -> None:
-    """Train until ``minutes`` of training time are spent; the learning rate follows the share that is spent."""
-    mask_loss = DiceCELoss(softmax=True, to_onehot_y=True, lambda_dice=0.8, lambda_ce=0.2)
+def train(
+    run: Run, bank: Bank, minutes: float, until: float, validate_every: int, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Train until a share ``until`` of ``minutes`` is spent; the learning rate follows the share that is spent.
+
+    Args:
+        run: What to train.
+        bank: Where its images come from.
+        minutes: Length of the whole training.
+        until: In [0, 1].
+        validate_every: Steps between validations.
+        clock: Seconds; ``time.process_time`` compares one-threaded runs fairly on a machine that others use too.
+    """
+    recipe = run.recipe
+    mask_loss = DiceCELoss(
+        softmax=True, to_onehot_y=True, lambda_dice=recipe.lambda_dice, lambda_ce=1 - recipe.lambda_dice
+    )
     device = next(run.network.parameters()).device
-    saved, running = time.monotonic(), 0.0
-    for scene in bank.scenes(batch_size, run.network.input_size, device):
-        start = time.monotonic()
-        progress = run.elapsed / (60 * minutes)
-        if progress >= 1:
+    saved, begun = time.monotonic(), clock()
+    running, spent = 0.0, run.elapsed
+    for scene in bank.scenes(recipe.batch_size, run.network.input_size, device):
+        if run.elapsed >= 60 * minutes * until:
             break
+        if not (groups := draw_prompts(scene, recipe.prompts)):
+            continue  # nothing large enough to ask for
         run.network.train()
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, peak_rate)
-        groups = draw_prompts(scene)
-        embedding = run.network.image_encoder(scene.images.contiguous(memory_format=torch.channels_last))
-        total = sum(len(group.image) for group in groups)
-        losses = [len(g.image) / total * prompt_loss(run.network, embedding, g, mask_loss) for g in groups]
-        loss = torch.stack(losses).sum()
+            group["lr"] = learning_rate(run.elapsed / (60 * minutes), recipe.peak_rate)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.is_bf16):
+            loss = _step_loss(run.network, scene.images, groups, recipe.has_second_round, mask_loss)
         run.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
@@ -186,71 +296,119 @@ def train(run: Run, bank: Bank, minutes: float, batch_size: int, peak_rate: floa
         run.step += 1
         value = float(loss.detach())
         running = 0.98 * running + 0.02 * value if running else value
-        run.elapsed += time.monotonic() - start
+        run.elapsed = spent + clock() - begun
         if run.step % 50 == 0:
             print(f"step {run.step}  {run.elapsed / 60:.1f} min  loss {running:.4f}", flush=True)
-        if run.step % validate_every == 0:
-            log_validation(run, bank)
-        if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+        if run.step % validate_every == 0 or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            pause = clock()
+            if run.step % validate_every == 0:
+                log_validation(run, bank)
             run.save()
             saved = time.monotonic()
+            begun += clock() - pause
+
+
+def _step_loss(
+    network: AmSam, images: Tensor, groups: list[Prompts], has_second_round: bool, mask_loss: nn.Module
+) -> Tensor:
+    """Mean loss over all prompts of a batch, and over both rounds where there are two."""
+    embedding = network.image_encoder(images.contiguous(memory_format=torch.channels_last))
+    total = sum(len(group.image) for group in groups)
+    is_twice = has_second_round and float(torch.rand(1)) < SECOND_ROUND_SHARE
+    losses = []
+    for group in groups:
+        share = len(group.image) / total
+        prediction = predict(network, embedding, group)
+        losses.append(share * prompt_loss(prediction, group.targets, mask_loss))
+        if is_twice:
+            again = second_round(group, prediction)
+            losses.append(share * prompt_loss(predict(network, embedding, again), again.targets, mask_loss))
+    return torch.stack(losses).sum() / (2 if is_twice else 1)
 
 
 def log_validation(run: Run, bank: Bank) -> None:
     """Validate the averaged weights on the held-out part of every source and append the scores to the log."""
     network: AmSam = run.average.module  # type: ignore[assignment]
-    scores = {name: validate(network, items) for name, items in bank.validation.items()}
+    scores = {folder: validate(network, items, LOGGED_IMAGES) for folder, items in bank.validation.items()}
+    plain = {folder: {name: asked._asdict() for name, asked in score.items()} for folder, score in scores.items()}
     with (run.folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"step": run.step, "minutes": run.elapsed / 60, "dice": scores}) + "\n")
-    for name, score in scores.items():
-        print(f"    {name:20} " + "  ".join(f"{kind} {value:.3f}" for kind, value in score.items()), flush=True)
+        file.write(json.dumps({"step": run.step, "minutes": run.elapsed / 60, "dice": plain}) + "\n")
+    for folder, score in scores.items():
+        for name, asked in score.items():
+            print(f"    {folder:20} {name:6} box {asked.box:.3f}  point {asked.point:.3f}  none {asked.none:.3f}")
+    print(end="", flush=True)
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--minutes", default=60.0, help="Training time; loading and validation come on top.")
-@click.option("--batch-size", default=8, help="Images a step, with two prompts each.")
-@click.option("--input-size", default=256)
-@click.option("--learning-rate", "peak_rate", default=1e-3)
-@click.option("--validate-every", default=500, help="Steps between validations.")
+@click.option("--mix", type=click.Choice(list(MIXES)), default="tiny", help="Which base: what it gets to see.")
+@click.option("--minutes", default=150.0, help="Training time; loading and validation come on top.")
+@click.option("--cpu-time", is_flag=True, help="Count minutes of CPU time instead of the wall clock's.")
+@click.option("--input-size", type=int, help="One size from first to last.  [default: 160 px, then 256 px]")
+@click.option("--backbone", default=COMPACT_BACKBONE, help="timm's name of the encoder's network.")
+@click.option("--batch-size", default=Recipe.batch_size, help="Images a step.")
+@click.option("--prompts", default=Recipe.prompts, help="Most prompts an image.")
+@click.option("--learning-rate", default=Recipe.peak_rate)
+@click.option("--ema", default=Recipe.ema_decay, help="Decay of the average of the weights; 0 for none.")
+@click.option("--lambda-dice", default=Recipe.lambda_dice)
+@click.option("--second-round/--no-second-round", default=Recipe.has_second_round)
+@click.option("--overlays/--no-overlays", default=True, help="Hair and rulers over some of the images.")
+@click.option("--pasted/--no-pasted", default=True, help="People and objects pasted onto other photos.")
+@click.option("--bf16/--no-bf16", default=Recipe.is_bf16)
+@click.option("--validate-every", default=1000, help="Steps between validations.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 @click.option("--seed", default=0)
 def main(
     data: Path,
     output: Path,
+    mix: str,
     minutes: float,
+    cpu_time: bool,
+    input_size: int | None,
+    backbone: str,
     batch_size: int,
-    input_size: int,
-    peak_rate: float,
+    prompts: int,
+    learning_rate: float,
+    ema: float,
+    lambda_dice: float,
+    second_round: bool,
+    overlays: bool,
+    pasted: bool,
+    bf16: bool,
     validate_every: int,
     device: str,
     seed: int,
 ) -> None:
-    """Pre-train the compact base on the folders under DATA."""
+    """Pre-train a compact base on the folders under DATA."""
     torch.manual_seed(seed)
-    run = Run(output, torch.device(device), input_size)
-    run.restore()
-    bank = Bank(data)
-    print({name: len(items) for name, items in bank.train.items()}, f"from step {run.step}", flush=True)
-    train(run, bank, minutes, batch_size, peak_rate, validate_every)
+    recipe = Recipe(backbone, batch_size, prompts, learning_rate, ema, lambda_dice, second_round, bf16)
+    shares = {name: share for name, share in MIXES[mix].items() if pasted or name != PASTED}
+    bank = Bank(data, shares, with_overlays=overlays)
+    print({name: len(items) for name, items in bank.train.items()}, flush=True)
+    for size, until in ((input_size, 1.0),) if input_size else STAGES:
+        run = Run(output, mix, recipe, torch.device(device), size)
+        run.restore()
+        print(f"{size} px from step {run.step}", flush=True)
+        train(run, bank, minutes, until, validate_every, time.process_time if cpu_time else time.monotonic)
+        run.save()
     log_validation(run, bank)
-    run.save()
     print(run.export())
 
 
-def _choose(ids: Tensor, whole: Tensor) -> list[tuple[str, Tensor]]:
+def _choose(ids: Tensor, whole: Tensor, most: int) -> list[tuple[str, Tensor]]:
     """Kinds of prompts and bool ``(S, S)`` targets for one image."""
     areas = torch.bincount(ids.flatten().long(), minlength=IDS)
-    parts = [int(i) for i in torch.nonzero(areas[1:] >= MINIMUM_AREA).flatten() + 1]
+    parts = (torch.nonzero(areas[1:] >= MINIMUM_AREA).flatten() + 1).tolist()
     target_of_whole = whole.to(ids.device)[ids.long()]
     has_whole = bool(target_of_whole.sum() >= MINIMUM_AREA)
     choices = [("none", target_of_whole)] if has_whole else []
-    while parts and len(choices) < PROMPTS_PER_IMAGE:
-        kind = "point" if float(torch.rand(1)) < POINT_SHARE else "box"
-        ask_whole = has_whole and (len(parts) == 1 or float(torch.rand(1)) < 0.4)
-        part = parts[int(torch.randint(len(parts), (1,)))]
-        choices.append((kind, target_of_whole if ask_whole else ids == part))
+    order = [parts[i] for i in torch.randperm(len(parts)).tolist()]
+    targets = [target_of_whole] if has_whole and (len(parts) == 1 or float(torch.rand(1)) < 0.5) else []
+    if not (has_whole and len(parts) == 1):
+        targets += [ids == part for part in order]
+    for target in targets[: most - len(choices)]:
+        choices.append(("point" if float(torch.rand(1)) < POINT_SHARE else "box", target))
     return choices
 
 
@@ -258,14 +416,17 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
     """Batch the prompts of one kind."""
     targets = torch.stack([target for _, target in entries])
     image = torch.tensor([index for index, _ in entries], device=targets.device)
+    prompts = Prompts(image, targets[:, None].float())
     size = (targets.shape[-2], targets.shape[-1])
-    boxes = points = None
     if kind == "box":
-        tight = torch.stack([_certain_box(target) for target in targets])
-        boxes = jitter_boxes(tight, BOX_JITTER, size)
+        tight = torch.stack([_certain_box(target) for target in targets]).to(targets.device)
+        jitter = BOX_JITTERS[int(torch.randint(len(BOX_JITTERS), (1,)))]
+        return prompts._replace(boxes=jitter_boxes(tight, jitter, size))
     if kind == "point":
-        points = torch.stack([_random_point(target) for target in targets])[:, None]
-    return Prompts(image, targets[:, None].float(), boxes, points)
+        pixel = torch.multinomial(prompts.targets.flatten(1), 1)
+        points = torch.stack([pixel % size[1], pixel // size[1]], dim=2).float() + 0.5
+        return prompts._replace(points=points, labels=torch.ones_like(pixel))
+    return prompts
 
 
 def _certain_box(target: Tensor) -> Tensor:
@@ -274,21 +435,21 @@ def _certain_box(target: Tensor) -> Tensor:
     return box
 
 
-def _random_point(target: Tensor) -> Tensor:
-    """A random pixel of a mask, as x and y in continuous coordinates."""
-    rows_columns = torch.nonzero(target)
-    row, column = rows_columns[int(torch.randint(len(rows_columns), (1,)))]
-    return torch.stack([column, row]).float() + 0.5
+def _at_logits(targets: Tensor) -> Tensor:
+    """Masks ``(P, 1, S, S)`` at the logits' resolution, by majority: float ``(P, 1, S/4, S/4)``, 0 or 1."""
+    return (functional.avg_pool2d(targets, LOGIT_STRIDE) > 0.5).float()
 
 
-def _largest(ids: Tensor, whole: Tensor) -> Tensor | None:
-    """The whole object where there is one, else the largest part; None if all are too small."""
-    target = whole[ids.long()]
-    if target.sum() >= MINIMUM_AREA:
-        return target
+def _questions(ids: Tensor, whole: Tensor) -> list[tuple[str, Tensor]]:
+    """The whole object, and of several parts the largest and the median by area, with their names."""
     areas = torch.bincount(ids.flatten().long(), minlength=IDS)
     areas[0] = 0
-    return ids == int(areas.argmax()) if int(areas.max()) >= MINIMUM_AREA else None
+    parts = sorted(torch.nonzero(areas >= MINIMUM_AREA).flatten().tolist(), key=lambda part: -int(areas[part]))
+    target = whole[ids.long()]
+    questions = [("whole", target)] if target.sum() >= MINIMUM_AREA else []
+    if len(parts) > 1:
+        questions += [("parts", ids == parts[0]), ("parts", ids == parts[len(parts) // 2])]
+    return questions
 
 
 if __name__ == "__main__":

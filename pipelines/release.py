@@ -1,6 +1,6 @@
 """Put trained weights into their place in the package, with their sha256 on record.
 
-    python pipelines/release.py base RUN/tiny.safetensors
+    python pipelines/release.py base tiny RUN/tiny.safetensors
     python pipelines/release.py detector amsam_isic detectors/lesion.safetensors
     python pipelines/release.py model amsam_isic RUN
 
@@ -17,6 +17,7 @@ import click
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, read_adapter, save_model
 from amsam_med.model import build_amsam
+from amsam_med.model.build import COMPACT_BASES
 
 LARGEST = 25 * 1000**2
 """Bytes that a weight file in the repository may have."""
@@ -29,11 +30,12 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("name", type=click.Choice(COMPACT_BASES))
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
-def base(file: Path) -> None:
+def base(name: str, file: Path) -> None:
     """Release a pre-trained base; adapters trained on another base stop fitting."""
-    build_amsam("tiny", base_weights=file)  # refuses a file that is not one
-    _release("tiny", file)
+    build_amsam(name, base_weights=file)  # refuses a file that is not one
+    _release(name, file)
 
 
 @main.command()

@@ -1,16 +1,18 @@
 """Training scenes for pre-training: an image bank in memory, augmented in batches, with several prompts an image.
 
-All images stay in memory as uint8 squares; flips, rotations, scales, colours and pasted people are drawn in batches of
-tensors on the training device. Every image comes with a map of mask ids, and with a table that says which ids make up
-its *whole* object: what the network should find without a prompt. Ids on their own are found by box or point.
+All images stay in memory as uint8 squares; flips, rotations, scales, colours and hair are drawn in batches of tensors
+on the training device, people and things are pasted one by one. Every image comes with a map of mask ids, and with a
+table that says which ids make up its *whole* object: what the network should find without a prompt. Ids on their own
+are found by box or point.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from amsam_med.synthetic.artefacts import scale_marks
+from amsam_med.synthetic.strokes import cover, wandering_strokes
+
 BANK_SIZE = 288
 """Side of the stored squares: a little over the model input, so that zooming in keeps detail."""
 IDS = 256
@@ -28,42 +33,78 @@ MINIMUM_AREA = 100
 
 
 class Source(NamedTuple):
-    """A folder of ``images`` and ``masks`` and its part in the training mix.
+    """A folder of ``images`` and ``masks``.
 
     Attributes:
         folder: Path below the data folder.
-        weight: Share of the training images.
         turn: Largest rotation in degrees: people stand upright, skin has no up.
         has_whole: All non-zero ids together are one object (a lesion, a person, a cell).
         first: Use only the first so many images (by name); 0 for all.
     """
 
     folder: str
-    weight: float
     turn: float = 180.0
     has_whole: bool = True
     first: int = 0
 
 
 SOURCES = (
-    Source("isic2018/train", 0.25),
-    Source("ham10000", 0.14),
-    Source("human_vikram", 0.14, turn=20.0, first=190),
-    Source("pretrain/ccp", 0.11, turn=20.0),
-    Source("pretrain/coco128", 0.05, turn=15.0, has_whole=False),
-    Source("pretrain/viton", 0.02, turn=20.0),
-    Source("pretrain/weizmann", 0.015, turn=20.0),
-    Source("pretrain/davis16", 0.02, turn=20.0),
-    Source("pretrain/bsds500", 0.02, turn=20.0, has_whole=False),
-    Source("pretrain/dsb2018", 0.015, has_whole=False),
-    Source("pretrain/wbc", 0.005),
-    Source("pretrain/fuseg", 0.015),
-    Source("pretrain/magtile", 0.01),
+    Source("isic2018/train"),
+    Source("ham10000"),
+    Source("human_vikram", turn=20.0, first=190),
+    Source("pretrain/ccp", turn=20.0),
+    Source("pretrain/coco128", turn=15.0, has_whole=False),
+    Source("pretrain/viton", turn=20.0),
+    Source("pretrain/weizmann", turn=20.0),
+    Source("pretrain/davis16", turn=20.0),
+    Source("pretrain/bsds500", turn=20.0, has_whole=False),
+    Source("pretrain/dsb2018", has_whole=False),
+    Source("pretrain/wbc"),
+    Source("pretrain/fuseg"),
+    Source("pretrain/magtile"),
 )
-PASTED_WEIGHT = 0.16
-"""Share of the training images that are people pasted onto other photos."""
+PASTED = "pasted"
+"""Name of the images made by pasting objects onto other photos, in a mix."""
+MIXES: dict[str, dict[str, float]] = {
+    "tiny": {
+        "isic2018/train": 0.22,
+        "ham10000": 0.12,
+        "human_vikram": 0.11,
+        "pretrain/ccp": 0.13,
+        "pretrain/coco128": 0.05,
+        "pretrain/viton": 0.03,
+        "pretrain/weizmann": 0.015,
+        "pretrain/davis16": 0.02,
+        "pretrain/bsds500": 0.03,
+        "pretrain/dsb2018": 0.02,
+        "pretrain/wbc": 0.005,
+        "pretrain/fuseg": 0.02,
+        "pretrain/magtile": 0.01,
+        PASTED: 0.22,
+    },
+    "tiny-general": {
+        "pretrain/ccp": 0.18,
+        "pretrain/coco128": 0.06,
+        "pretrain/viton": 0.04,
+        "pretrain/weizmann": 0.04,
+        "pretrain/davis16": 0.04,
+        "pretrain/bsds500": 0.06,
+        "pretrain/dsb2018": 0.05,
+        "pretrain/wbc": 0.04,
+        "pretrain/fuseg": 0.12,
+        "pretrain/magtile": 0.06,
+        PASTED: 0.31,
+    },
+}
+"""Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram."""
 PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "human_vikram")
+OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
+OBJECT_SHARE = 0.15
+"""Share of the pasted images that show a thing or an animal instead of a person."""
+OVERLAYS = 48
+OVERLAY_SHARE = 0.15
+"""How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
 
 
 class Items(NamedTuple):
@@ -125,47 +166,108 @@ def load_source(root: Path, source: Source) -> Items:
 
 
 class Bank:
-    """All sources in memory, with a held-out part of each.
+    """All sources of a mix in memory, with a held-out part of each.
 
     Args:
         root: The data folder.
-        sources: What to load; missing folders are an error, never silently left out.
+        mix: Shares by source folder, and of :data:`PASTED`; missing folders are an error, never silently left out.
         held_out: Share of each source kept for validation (at least 12 images).
+        with_overlays: Draw hair and rulers over some of the images.
     """
 
-    def __init__(self, root: Path, sources: tuple[Source, ...] = SOURCES, held_out: float = 0.05) -> None:
-        self.sources = sources
+    def __init__(
+        self, root: Path, mix: Mapping[str, float] = MIXES["tiny"], held_out: float = 0.05, with_overlays: bool = True
+    ) -> None:
+        self.sources = tuple(source for source in SOURCES if source.folder in mix)
+        if unknown := mix.keys() - {PASTED, *(source.folder for source in self.sources)}:
+            raise ValueError(f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES or {PASTED!r}")
+        self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), mix.get(PASTED, 0.0)])
         self.train: dict[str, Items] = {}
         self.validation: dict[str, Items] = {}
-        for source in sources:
+        for source in self.sources:
             items = load_source(root, source)
             count = max(12, round(held_out * len(items)))
             order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
             self.train[source.folder] = items.take(order[count:])
             self.validation[source.folder] = items.take(order[:count])
-        people, scenery = Source(PEOPLE[0], 0.0), Source(SCENERY[0], 0.0, has_whole=False)
+        people, scenery = Source(PEOPLE[0]), Source(SCENERY[0], has_whole=False)
         self.people = [load_source(root, people), *(self.train[name] for name in PEOPLE[1:] if name in self.train)]
+        self.objects = [self.train[name] for name in OBJECTS if name in self.train]
         self.scenery = [load_source(root, scenery), *(self.train[name] for name in SCENERY[1:] if name in self.train)]
+        self.overlays = draw_overlays(OVERLAYS) if with_overlays else None
 
     def scenes(self, batch_size: int, size: int, device: torch.device) -> Iterator[Scene]:
         """Endless augmented batches; randomness from torch's global generator."""
-        weights = torch.tensor([*(source.weight for source in self.sources), PASTED_WEIGHT])
         while True:
-            choice = torch.multinomial(weights, batch_size, replacement=True)
+            choice = torch.multinomial(self._weights, batch_size, replacement=True)
             picks = [self._pick(int(index)) for index in choice]
             turns = torch.tensor([turn for _, turn in picks])
             batch = Items(*(torch.cat(parts).to(device) for parts in zip(*(item for item, _ in picks), strict=True)))
-            yield augment(batch, turns, size)
+            scene = augment(batch, turns, size)
+            if self.overlays is not None:
+                scene = scene._replace(images=lay_over(scene.images, self.overlays))
+            yield scene
 
     def _pick(self, index: int) -> tuple[Items, float]:
         if index < len(self.sources):
             items, turn = self.train[self.sources[index].folder], self.sources[index].turn
             return _one(items), turn
-        return paste_person(_one(_any(self.people)), _one(_any(self.scenery))), 10.0
+        scenery = _one(_any(self.scenery))
+        if self.objects and _uniform(0, 1) < OBJECT_SHARE:
+            return paste(_one(_any(self.objects)), scenery), 15.0
+        if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
+            scenery = paste(_one(_any(self.people)), scenery)
+        return paste(_one(_any(self.people)), scenery), 10.0
 
 
-def paste_person(person: Items, scenery: Items) -> Items:
-    """Paste the whole object of one image, at a random scale and place, onto another image."""
+def draw_overlays(count: int, seed: int = 0) -> Tensor:
+    """Hair of many kinds, every sixth time a ruler's scale instead.
+
+    Returns:
+        uint8 ``(count, 1, BANK_SIZE, BANK_SIZE)``: how much of a pixel is covered, 255 for all of it.
+    """
+    rng = np.random.default_rng(seed)
+    size = (BANK_SIZE, BANK_SIZE)
+    overlays = []
+    for number in range(count):
+        if number % 6 == 5:
+            strokes = scale_marks(rng, size)
+        else:
+            thickness = float(rng.uniform(0.004, 0.010))
+            strokes = wandering_strokes(
+                rng,
+                size,
+                int(rng.integers(4, 45)),
+                length=(0.15, 0.9),
+                width=(0.5 * thickness, 1.4 * thickness),
+                bend=float(rng.uniform(0.3, 1.6)),
+                heading=float(rng.uniform(0, 2 * math.pi)),
+            )
+        overlays.append(cover(strokes, size).coverage)
+    return torch.from_numpy((255 * np.stack(overlays)).astype(np.uint8))[:, None]
+
+
+def lay_over(images: Tensor, overlays: Tensor) -> Tensor:
+    """Draw an overlay in a dark or light tone on some of the images, float ``(B, 3, S, S)`` in [0, 1]."""
+    b, size, device = len(images), images.shape[-1], images.device
+    chosen = torch.nonzero(torch.rand(b) < OVERLAY_SHARE).flatten()
+    if not len(chosen):
+        return images
+    coverage = overlays[torch.randint(len(overlays), (len(chosen),))].to(device).float() / 255
+    coverage = functional.interpolate(coverage, size=(size, size), mode="bilinear", antialias=True)
+    coverage = coverage.rot90(int(torch.randint(4, (1,))), (2, 3)) * _draw(len(chosen), 0.6, 1.0, device)
+    tone = torch.where(torch.rand(len(chosen), 1, 1, 1, device=device) < 0.8, 0.12, 0.75)
+    tone = tone + 0.08 * torch.randn(len(chosen), 3, 1, 1, device=device)
+    images = images.clone()
+    images[chosen] = images[chosen] * (1 - coverage) + tone.clamp(0, 1) * coverage
+    return images
+
+
+def paste(person: Items, scenery: Items) -> Items:
+    """Paste the whole object of one image, at a random scale and place, onto another image.
+
+    Where the scenery was itself made by pasting, both objects are the whole.
+    """
     scale, shift = math.exp(_uniform(math.log(0.45), math.log(1.15))), (_uniform(-0.5, 0.5), _uniform(-0.3, 0.3))
     theta = torch.tensor([[[1 / scale, 0.0, shift[0] / scale], [0.0, 1 / scale, shift[1] / scale]]])
     if _uniform(0, 1) < 0.5:
@@ -176,9 +278,11 @@ def paste_person(person: Items, scenery: Items) -> Items:
     pixels, alpha = moved[:, :3], functional.avg_pool2d(moved[:, 3:], kernel_size=3, stride=1, padding=1)
     gain = torch.empty(1, 3, 1, 1).uniform_(0.85, 1.15)
     pasted = pixels * gain * alpha + scenery.images * (1 - alpha)
+    is_pasted_on = bool(scenery.whole.any())
+    ids = torch.where(alpha > 0.5, 2 if is_pasted_on else 1, scenery.ids if is_pasted_on else 0).to(torch.uint8)
     whole = torch.zeros_like(person.whole)
-    whole[:, 1] = True
-    return Items(pasted.clamp(0, 255).to(torch.uint8), (alpha > 0.5).to(torch.uint8), whole)
+    whole[:, 1:3] = True
+    return Items(pasted.clamp(0, 255).to(torch.uint8), ids, whole)
 
 
 def augment(batch: Items, turns: Tensor, size: int) -> Scene:
@@ -200,15 +304,12 @@ def augment(batch: Items, turns: Tensor, size: int) -> Scene:
 def recolour(images: Tensor) -> Tensor:
     """Random brightness, contrast, saturation, colour cast, gamma, blur, vignette and noise of ``(B, 3, S, S)``."""
     b, device = len(images), images.device
-
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.empty(b, channels, 1, 1, device=device).uniform_(low, high)
-
+    draw = partial(_draw, b, device=device)
     grey = images.mean(dim=1, keepdim=True)
     images = grey + (images - grey) * draw(0.6, 1.4)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * draw(0.7, 1.3)
-    images = (images * draw(0.75, 1.25) * draw(0.9, 1.1, 3)).clamp(1e-3, 1) ** draw(0.75, 1.33)
+    images = (images * draw(0.75, 1.25) * draw(0.85, 1.15, channels=3)).clamp(1e-3, 1) ** draw(0.75, 1.33)
     if _uniform(0, 1) < 0.25:
         kernel = torch.tensor([1.0, 2.0, 1.0], device=device)
         weight = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)
@@ -221,10 +322,11 @@ def recolour(images: Tensor) -> Tensor:
 def _random_affine(count: int, turns: Tensor) -> Tensor:
     """Matrices ``(B, 2, 3)`` from output to input coordinates in [-1, 1]."""
     angle = torch.deg2rad(torch.empty(count).uniform_(-1, 1) * turns)
-    zoom = torch.exp(torch.empty(count).uniform_(math.log(0.7), math.log(1.25)))
+    zoom = torch.exp(torch.empty(count).uniform_(math.log(0.55), math.log(1.3)))
     stretch = torch.exp(torch.empty(count).uniform_(-0.15, 0.15))
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
-    shift = torch.empty(count, 2).uniform_(-0.15, 0.15)
+    room = 0.15 + 0.7 * (1 - zoom).clamp_min(0)  # a part of an image may be any part
+    shift = torch.empty(count, 2).uniform_(-1, 1) * room[:, None]
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     rows = torch.stack([cos * mirror * stretch, -sin, shift[:, 0], sin * mirror * stretch, cos, shift[:, 1]], dim=1)
     return rows.view(count, 2, 3)
@@ -269,6 +371,11 @@ def _one(items: Items) -> Items:
 
 def _any(groups: list[Items]) -> Items:
     return groups[int(torch.randint(len(groups), (1,)))]
+
+
+def _draw(count: int, low: float, high: float, device: torch.device, channels: int = 1) -> Tensor:
+    """Uniform numbers, float ``(count, channels, 1, 1)``."""
+    return torch.empty(count, channels, 1, 1, device=device).uniform_(low, high)
 
 
 def _uniform(low: float, high: float) -> float:

@@ -77,6 +77,7 @@ class AmSam(nn.Module):
         boxes: Tensor | None = None,
         points: Tensor | None = None,
         point_labels: Tensor | None = None,
+        earlier_logits: Tensor | None = None,
     ) -> Prediction:
         """Masks of B images and the network's trust in them.
 
@@ -86,12 +87,13 @@ class AmSam(nn.Module):
             boxes: One box an image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
             points: float ``(B, N, 2)``, x and y in pixels of the model input.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding.
+            earlier_logits: float ``(B, 1, S/4, S/4)``: object minus background logits of a mask to improve.
 
         Raises:
             DataError: ``image`` is neither an image nor an embedding of this network's size.
         """
         embedding = self._embed(image)
-        sparse, dense = self.prompt_encoder(embedding.shape[0], boxes, points, point_labels)
+        sparse, dense = self.prompt_encoder(embedding.shape[0], boxes, points, point_labels, earlier_logits)
         decoded = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
         mask_logits = self.calibration(decoded.mask_logits, decoded.upscaled, decoded.mask_vectors)
         return Prediction(mask_logits, decoded.predicted_iou)

@@ -20,6 +20,8 @@ VIT_SIZES = {
     "vit_l": VitSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": VitSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
 }
+COMPACT_BASES = ("tiny", "tiny-general")
+"""One network under two names, for two sets of weights: the second never saw dermoscopy."""
 COMPACT_INPUT_MULTIPLE = 32
 """The compact encoder halves its input five times."""
 CLASS_HEADS = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
@@ -44,16 +46,17 @@ def build_amsam(
     """Build an AM-SAM network.
 
     Args:
-        base: ``"tiny"`` (compact encoder, about 9 M parameters) or SAM's ``"vit_b"``, ``"vit_l"``, ``"vit_h"``.
+        base: ``"tiny"`` or ``"tiny-general"`` (compact encoder, about 9 M parameters), or SAM's ``"vit_b"``,
+            ``"vit_l"``, ``"vit_h"``.
         num_classes: Object classes; the network returns one mask more, for the background.
-        input_size: Side of the square model input in pixels, a multiple of 16 (tiny: 32).
+        input_size: Side of the square model input in pixels, a multiple of 16 (compact bases: 32).
         rank: Rank of the decoder's LoRA; 0 leaves it out.
         calibration: ``"paper"`` (Eq. 9-12), ``"learned"`` or ``"none"``.
         calibration_scope: ``"image"``, or ``"batch"`` for the paper's letter in training batches of more than one.
         alpha: Weight of the uncalibrated mask in Eq. 12.
         prompt: What of a box the prompt encoder sees: ``"box"``, ``"box+point"`` or ``"none"``.
         base_weights: A SAM checkpoint (``.pth``) or a base of ours (``.safetensors``); None for random weights.
-        is_fused: For ``tiny``: inference form of the backbone; False only to pre-train it.
+        is_fused: For the compact bases: inference form of the backbone; False only to pre-train it.
 
     Returns:
         The network in training mode, all parameters trainable; see ``learn.levels.set_trainable``.
@@ -114,15 +117,15 @@ def load_base(network: AmSam, path: Path) -> None:
 
 
 def _build_encoder(base: str, input_size: int, is_fused: bool) -> SamImageEncoder | CompactImageEncoder:
-    if base != "tiny" and base not in VIT_SIZES:
-        raise ConfigError(f"base {base!r} is unknown; expected tiny, {', '.join(VIT_SIZES)}")
-    multiple = COMPACT_INPUT_MULTIPLE if base == "tiny" else PATCH
+    if base not in COMPACT_BASES and base not in VIT_SIZES:
+        raise ConfigError(f"base {base!r} is unknown; expected {', '.join([*COMPACT_BASES, *VIT_SIZES])}")
+    multiple = COMPACT_INPUT_MULTIPLE if base in COMPACT_BASES else PATCH
     if input_size < multiple or input_size % multiple:
         raise ConfigError(
             f"input size {input_size} does not fit base {base}: it must be a positive multiple of {multiple}; "
             f"use {max(multiple, round(input_size / multiple) * multiple)}"
         )
-    if base == "tiny":
+    if base in COMPACT_BASES:
         return CompactImageEncoder(input_size, is_fused)
     return SamImageEncoder(VIT_SIZES[base], input_size)
 

@@ -87,14 +87,17 @@ class CompactImageEncoder(nn.Module):
     Args:
         input_size: Side of the model input in pixels, a multiple of 32.
         is_fused: Build the backbone with its parallel branches merged, as it is shipped; False for training it.
+        backbone_name: timm's name of a network with features at stride 8, 16 and 32.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, input_size: int = 256, is_fused: bool = True) -> None:
+    def __init__(
+        self, input_size: int = 256, is_fused: bool = True, backbone_name: str = COMPACT_BACKBONE
+    ) -> None:
         super().__init__()
-        backbone = timm.create_model(COMPACT_BACKBONE, features_only=True, out_indices=(1, 2, 3), pretrained=False)
+        backbone = timm.create_model(backbone_name, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
         self.input_size = input_size
         self.backbone: nn.Module = reparameterize_model(backbone) if is_fused else backbone
         widths = cast(FeatureInfo, backbone.feature_info).channels()

@@ -42,7 +42,12 @@ class PromptEncoder(SamPromptEncoder):
         self.kind = kind
 
     def forward(  # a batch of images instead of a batch of prompts
-        self, batch_size: int, boxes: Tensor | None, points: Tensor | None, point_labels: Tensor | None
+        self,
+        batch_size: int,
+        boxes: Tensor | None,
+        points: Tensor | None,
+        point_labels: Tensor | None,
+        earlier_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embed the prompts of B images.
 
@@ -51,6 +56,8 @@ class PromptEncoder(SamPromptEncoder):
             boxes: float ``(B, 4)``, xyxy pixels of the model input with continuous edges, or None.
             points: float ``(B, N, 2)``, x and y in pixels of the model input, or None.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding; goes with ``points``.
+            earlier_logits: float ``(B, 1, S/4, S/4)``, object minus background of a mask to improve; it takes the
+                place of the prompt embedding A, as in SAM.
 
         Returns:
             Sparse embeddings float ``(B, N', 256)`` and dense embeddings float ``(B, 256, S/16, S/16)``.
@@ -63,7 +70,7 @@ class PromptEncoder(SamPromptEncoder):
             # SAM addresses pixels by index and adds 0.5 itself; our coordinates are continuous.
             points=None if points is None or point_labels is None else (points - 0.5, point_labels),
             boxes=None if boxes is None else boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0]),
-            masks=None,
+            masks=earlier_logits,
         )
         return sparse.expand(batch_size, -1, -1), dense.expand(batch_size, -1, -1, -1)
 

@@ -52,7 +52,7 @@ def add_ruler(picture: Map, rng: Generator) -> Map:
         return picture
     size = (picture.shape[1], picture.shape[2])
     opacity = rng.uniform(0.6, 0.95)
-    return blend(picture, RULER_COLOUR, opacity * cover(_scale_marks(rng, size), size).coverage)
+    return blend(picture, RULER_COLOUR, opacity * cover(scale_marks(rng, size), size).coverage)
 
 
 def add_ink(picture: Map, rng: Generator) -> Map:
@@ -94,7 +94,7 @@ def add_glints(picture: Map, rng: Generator) -> Map:
     return blend(picture, LIGHT, 0.55 * specks)
 
 
-def _scale_marks(rng: Generator, size: Size) -> list[Stroke]:
+def scale_marks(rng: Generator, size: Size) -> list[Stroke]:
     """A bar with eleven long and ten short ticks and the letters MM under its left end."""
     aspect = size[1] / size[0]
     length, weight = rng.uniform(0.75, 0.9), rng.uniform(0.004, 0.006)

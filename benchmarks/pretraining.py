@@ -1,0 +1,131 @@
+"""Which encoder and which recipe the compact base is pre-trained with: short runs of equal CPU time, side by side.
+
+    python -m benchmarks.pretraining encoders --data DATA -o RUNS --minutes 5
+    python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 5
+
+Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; finished runs are
+not repeated. Dice is that of held-out images of all sources with a whole object (no prompt) and of parts of images
+with several masks (the truth's box); milliseconds an image are the encoder's at 256 px in batches of 8 on all cores,
+its branches merged: let nothing else run beside it. The last line names the best.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import torch
+
+from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+
+ENCODERS = (COMPACT_BACKBONE, "hgnetv2_b1", "mobilenetv4_conv_medium", "starnet_s3")
+RECIPES = {
+    "the recipe": (),
+    "no average of the weights": ("--ema", "0"),
+    "one prompt besides none": ("--prompts", "2"),
+    "no second round": ("--no-second-round",),
+    "no hair, no rulers": ("--no-overlays",),
+    "nothing pasted": ("--no-pasted",),
+    "Dice and cross-entropy 1:1": ("--lambda-dice", "0.5"),
+}
+INPUT_SIZE = 160
+BATCH_SIZE = 8
+
+
+class Outcome(NamedTuple):
+    """What a run reached.
+
+    Attributes:
+        steps: Of the optimiser.
+        none: Mean Dice over the sources with whole objects, without a prompt, in [0, 1].
+        box: Mean Dice over the sources with parts, with the truth's box.
+    """
+
+    steps: int
+    none: float
+    box: float
+
+
+@click.group()
+def main() -> None:
+    """Compare encoders, or recipes, by short runs of equal CPU time."""
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
+def encoders(data: Path, output: Path, minutes: float) -> None:
+    """Encoders by timm's names, all else equal."""
+    print("| encoder | parameters | ms an image | steps | Dice, no prompt | Dice of parts, box |")
+    print("|---|---|---|---|---|---|")
+    reached = {}
+    for name in ENCODERS:
+        outcome = reached[name] = _run(data, output / name, minutes, ("--backbone", name))
+        encoder = CompactImageEncoder(256, is_fused=False, backbone_name=name)
+        encoder.fuse()
+        parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+        print(f"| `{name}` | {parameters:.1f} M | {_milliseconds(encoder):.1f} | {_cells(outcome)} |", flush=True)
+    _say_best(reached)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
+def recipes(data: Path, output: Path, minutes: float) -> None:
+    """The recipe, and what each of its parts is worth."""
+    print("| recipe | steps | Dice, no prompt | Dice of parts, box |\n|---|---|---|---|")
+    reached = {}
+    for name, options in RECIPES.items():
+        folder = output / (COMPACT_BACKBONE if not options else "_".join(options).strip("-"))
+        reached[name] = _run(data, folder, minutes, options)
+        print(f"| {name} | {_cells(reached[name])} |", flush=True)
+    _say_best(reached)
+
+
+def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> Outcome:
+    """Do a run, or read what it did."""
+    log = folder / "log.jsonl"
+    if not log.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pipelines.pretrain", "--data", str(data), "-o", str(folder), "--cpu-time"]
+        command += ["--minutes", str(minutes), "--input-size", str(INPUT_SIZE), "--validate-every", "1000000", *options]
+        with (folder / "log.txt").open("a") as output:
+            subprocess.run(command, check=True, stdout=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = json.loads(log.read_text().splitlines()[-1])
+    scores = [score for by_question in last["dice"].values() for score in by_question.items()]
+    none = [dice["none"] for question, dice in scores if question == "whole"]
+    box = [dice["box"] for question, dice in scores if question == "parts"]
+    return Outcome(last["step"], sum(none) / len(none), sum(box) / len(box))
+
+
+@torch.no_grad()
+def _milliseconds(encoder: CompactImageEncoder, rounds: int = 5) -> float:
+    encoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(BATCH_SIZE, 3, 256, 256).contiguous(memory_format=torch.channels_last)
+    encoder(images)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        encoder(images)
+    return 1000 * (time.perf_counter() - start) / rounds / BATCH_SIZE
+
+
+def _cells(outcome: Outcome) -> str:
+    return f"{outcome.steps:,} | {outcome.none:.3f} | {outcome.box:.3f}"
+
+
+def _say_best(reached: Mapping[str, Outcome]) -> None:
+    best = max(reached, key=lambda name: reached[name].none + reached[name].box)
+    print(f"best by the sum of both: {best}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor
+
+from amsam_med.model import build_amsam
+from amsam_med.model.amsam import Prediction
+from pipelines import pretrain, scenes
+from pipelines.scenes import IDS, PASTED, Bank, Items, Scene, Source
+
+SIZE = 64
+
+
+def disc(size: int, x: float, y: float, radius: float) -> Tensor:
+    rows, columns = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
+def a_scene(has_whole: bool) -> Scene:
+    """One image with the parts 1, 2 and 3."""
+    ids = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.uint8)
+    for part, (x, y) in enumerate(((16, 16), (48, 16), (32, 48)), start=1):
+        ids[0, 0][disc(SIZE, x, y, 10)] = part
+    whole = torch.zeros(1, IDS, dtype=torch.bool)
+    whole[:, 1:] = has_whole
+    return Scene(torch.rand(1, 3, SIZE, SIZE), ids, whole)
+
+
+def test_each_prompt_fits_its_own_target() -> None:
+    torch.manual_seed(0)
+    for _ in range(10):
+        groups = pretrain.draw_prompts(a_scene(has_whole=True), 4)
+        for group in groups:
+            targets = group.targets[:, 0].bool()
+            if group.points is not None:
+                x, y = group.points[:, 0].long().unbind(1)
+                assert all(target[row, column] for target, row, column in zip(targets, y, x, strict=True))
+                assert (group.labels == 1).all()  # type: ignore[union-attr]
+            if group.boxes is not None:
+                for target, box in zip(targets, group.boxes, strict=True):
+                    inside = target[int(box[1]) : int(box[3]) + 1, int(box[0]) : int(box[2]) + 1]
+                    assert inside.sum() > 0.6 * target.sum()
+        assert sum(len(group.image) for group in groups) <= 4
+
+
+def test_an_image_without_a_whole_is_never_asked_for_without_a_prompt() -> None:
+    groups = pretrain.draw_prompts(a_scene(has_whole=False), 4)
+    assert all(group.boxes is not None or group.points is not None for group in groups)
+    assert sum(len(group.image) for group in groups) == 3  # each part once
+
+
+def test_the_second_round_points_at_an_error_and_says_what_is_there() -> None:
+    torch.manual_seed(0)
+    [group] = pretrain.draw_prompts(a_scene(has_whole=True), 1)
+    logits = torch.zeros(1, 2, SIZE // 4, SIZE // 4)
+    logits[:, 1] = -1.0  # nothing found: only the object is missing
+    again = pretrain.second_round(group, Prediction(logits, torch.zeros(1, 2)))
+    assert again.labels is not None
+    assert again.points is not None
+    assert again.labels.tolist() == [[1]]
+    x, y = (again.points[0, 0] / 4).long().tolist()
+    assert pretrain._at_logits(group.targets)[0, 0, y, x] == 1
+    assert again.earlier_logits is not None
+    assert torch.equal(again.earlier_logits, torch.full((1, 1, SIZE // 4, SIZE // 4), -1.0))
+
+
+def test_an_earlier_mask_and_its_point_change_the_answer() -> None:
+    torch.manual_seed(0)
+    network = build_amsam("tiny", input_size=SIZE, rank=0, calibration="none").eval()
+    embedding = torch.rand(1, 256, SIZE // 16, SIZE // 16)
+    earlier = torch.randn(1, 1, SIZE // 4, SIZE // 4)
+    with torch.no_grad():
+        plain, improved = network(embedding), network.predict(embedding, earlier_logits=earlier).mask_logits
+    assert not torch.allclose(plain, improved)
+
+
+def test_the_interior_point_of_a_ring_lies_on_the_ring() -> None:
+    ring = disc(SIZE, 32, 32, 28) & ~disc(SIZE, 32, 32, 14)
+    x, y = pretrain.interior_point(ring).long().tolist()
+    assert ring[y, x]
+    assert abs(np.hypot(x - 31.5, y - 31.5) - 21) < 3
+
+
+def test_two_pasted_people_are_both_the_whole() -> None:
+    torch.manual_seed(0)
+    size = scenes.BANK_SIZE
+    person = Items(
+        torch.full((1, 3, size, size), 200, dtype=torch.uint8),
+        disc(size, size / 2, size / 2, 60)[None, None].to(torch.uint8),
+        torch.ones(1, IDS, dtype=torch.bool),
+    )
+    scenery = Items(
+        torch.zeros(1, 3, size, size, dtype=torch.uint8),
+        torch.zeros(1, 1, size, size, dtype=torch.uint8),
+        torch.zeros(1, IDS, dtype=torch.bool),
+    )
+    both = scenes.paste(person, scenes.paste(person, scenery))
+    assert set(both.ids.unique().tolist()) <= {0, 1, 2}
+    assert 2 in both.ids
+    assert both.whole[0, 1:3].all()
+    is_bright = both.images[0].amin(dim=0) > 100
+    agreement = (is_bright == (both.ids[0, 0] > 0)).float().mean()
+    assert agreement > 0.97
+
+
+def test_hair_darkens_or_lightens_only_where_it_lies() -> None:
+    torch.manual_seed(0)
+    overlays = scenes.draw_overlays(6)
+    assert overlays.shape == (6, 1, scenes.BANK_SIZE, scenes.BANK_SIZE)
+    assert all(0.001 < float((overlay > 127).float().mean()) < 0.5 for overlay in overlays)
+    images = torch.full((64, 3, SIZE, SIZE), 0.5)
+    laid = scenes.lay_over(images, overlays)
+    is_changed = (laid != images).flatten(1).any(dim=1)
+    assert 0 < int(is_changed.sum()) < 32
+    assert float((laid != images).any(dim=1)[is_changed].float().mean()) < 0.7
+
+
+@pytest.fixture
+def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Discs on noise, in folders named as the pipelines expect."""
+    rng = np.random.default_rng(0)
+    for folder in ("pretrain/ccp", "pretrain/person_cutouts", "pretrain/backgrounds"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        for number in range(14):
+            pixels = rng.integers(0, 120, (96, 96, 3), dtype=np.uint8)
+            mask = disc(96, *rng.uniform(35, 60, 2), 22).numpy()
+            pixels[mask] += 100
+            Image.fromarray(pixels).save(tmp_path / folder / "images" / f"{number}.png")
+            if folder == "pretrain/ccp":
+                (tmp_path / folder / "masks").mkdir(exist_ok=True)
+                Image.fromarray(mask.astype(np.uint8)).save(tmp_path / folder / "masks" / f"{number}.png")
+    sources = (Source("pretrain/ccp", turn=20.0),)
+    monkeypatch.setattr(scenes, "SOURCES", sources)
+    monkeypatch.setitem(scenes.MIXES, "tiny", {"pretrain/ccp": 0.8, PASTED: 0.2})
+    monkeypatch.setattr(scenes, "OVERLAYS", 4)
+    monkeypatch.setattr(pretrain, "STAGES", ((32, 0.5), (64, 1.0)))
+    return tmp_path
+
+
+def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--minutes"]
+    first = CliRunner().invoke(pretrain.main, [*arguments, "0.05"], catch_exceptions=False)
+    assert first.exit_code == 0
+    assert "32 px from step 0" in first.output
+    second = CliRunner().invoke(pretrain.main, [*arguments, "0.08"], catch_exceptions=False)
+    assert "32 px from step 0" not in second.output
+    network = build_amsam("tiny", input_size=64, rank=0, base_weights=tmp_path / "run" / "tiny.safetensors")
+    assert network.input_size == 64
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_bank_refuses_folders_that_it_does_not_know(small_data: Path) -> None:
+    with pytest.raises(ValueError, match="the mix names elsewhere"):
+        Bank(small_data, {"elsewhere": 1.0})
