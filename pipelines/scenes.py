@@ -40,21 +40,23 @@ class Source(NamedTuple):
         turn: Largest rotation in degrees: people stand upright, skin has no up.
         has_whole: All non-zero ids together are one object (a lesion, a person, a cell).
         first: Use only the first so many images (by name); 0 for all.
+        closest: Smallest part of the image's side that is shown: full-length photos make portraits, too.
     """
 
     folder: str
     turn: float = 180.0
     has_whole: bool = True
     first: int = 0
+    closest: float = 0.55
 
 
 SOURCES = (
     Source("isic2018/train"),
     Source("ham10000"),
     Source("human_vikram", turn=20.0, first=190),
-    Source("pretrain/ccp", turn=20.0),
+    Source("pretrain/ccp", turn=20.0, closest=0.3),
     Source("pretrain/coco128", turn=15.0, has_whole=False),
-    Source("pretrain/viton", turn=20.0),
+    Source("pretrain/viton", turn=20.0, closest=0.4),
     Source("pretrain/weizmann", turn=20.0),
     Source("pretrain/davis16", turn=20.0),
     Source("pretrain/bsds500", turn=20.0, has_whole=False),
@@ -102,6 +104,8 @@ OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
 OBJECT_SHARE = 0.15
 """Share of the pasted images that show a thing or an animal instead of a person."""
+GREY_SHARE = 0.06
+"""Share of the images that lose their colour."""
 OVERLAYS = 48
 OVERLAY_SHARE = 0.15
 """How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
@@ -201,23 +205,24 @@ class Bank:
         while True:
             choice = torch.multinomial(self._weights, batch_size, replacement=True)
             picks = [self._pick(int(index)) for index in choice]
-            turns = torch.tensor([turn for _, turn in picks])
-            batch = Items(*(torch.cat(parts).to(device) for parts in zip(*(item for item, _ in picks), strict=True)))
-            scene = augment(batch, turns, size)
+            limits = torch.tensor([[turn, closest] for _, turn, closest in picks])
+            parts = zip(*(items for items, _, _ in picks), strict=True)
+            scene = augment(Items(*(torch.cat(part).to(device) for part in parts)), limits, size)
             if self.overlays is not None:
                 scene = scene._replace(images=lay_over(scene.images, self.overlays))
             yield scene
 
-    def _pick(self, index: int) -> tuple[Items, float]:
+    def _pick(self, index: int) -> tuple[Items, float, float]:
+        """An image, its largest rotation in degrees and its closest view."""
         if index < len(self.sources):
-            items, turn = self.train[self.sources[index].folder], self.sources[index].turn
-            return _one(items), turn
+            source = self.sources[index]
+            return _one(self.train[source.folder]), source.turn, source.closest
         scenery = _one(_any(self.scenery))
         if self.objects and _uniform(0, 1) < OBJECT_SHARE:
-            return paste(_one(_any(self.objects)), scenery), 15.0
+            return paste(_one(_any(self.objects)), scenery), 15.0, 0.7
         if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
             scenery = paste(_one(_any(self.people)), scenery)
-        return paste(_one(_any(self.people)), scenery), 10.0
+        return paste(_one(_any(self.people)), scenery), 10.0, 0.7
 
 
 def draw_overlays(count: int, seed: int = 0) -> Tensor:
@@ -268,7 +273,9 @@ def paste(person: Items, scenery: Items) -> Items:
 
     Where the scenery was itself made by pasting, both objects are the whole.
     """
-    scale, shift = math.exp(_uniform(math.log(0.45), math.log(1.15))), (_uniform(-0.5, 0.5), _uniform(-0.3, 0.3))
+    scale = math.exp(_uniform(math.log(0.45), math.log(2.0)))
+    # Above 1 most people are cut off at the bottom and keep their heads, as in a portrait.
+    shift = _uniform(-0.5, 0.5), _uniform(-0.3, 0.3) if scale < 1 else _uniform(0.3, 0.9) - 0.9 * scale
     theta = torch.tensor([[[1 / scale, 0.0, shift[0] / scale], [0.0, 1 / scale, shift[1] / scale]]])
     if _uniform(0, 1) < 0.5:
         theta[:, 0, 0] *= -1
@@ -285,15 +292,15 @@ def paste(person: Items, scenery: Items) -> Items:
     return Items(pasted.clamp(0, 255).to(torch.uint8), ids, whole)
 
 
-def augment(batch: Items, turns: Tensor, size: int) -> Scene:
+def augment(batch: Items, limits: Tensor, size: int) -> Scene:
     """Flip, rotate, scale, shift and recolour a batch.
 
     Args:
         batch: Squared images with their ids.
-        turns: float ``(B,)``: largest rotation of each image in degrees.
+        limits: float ``(B, 2)``: largest rotation of each image in degrees, and the smallest part of its side to show.
         size: Side of the model input in pixels.
     """
-    theta = _random_affine(len(batch), turns).to(batch.images.device)
+    theta = _random_affine(limits).to(batch.images.device)
     grid = functional.affine_grid(theta, [len(batch), 3, size, size], align_corners=False)
     options: dict[str, Any] = {"padding_mode": "reflection", "align_corners": False}
     images = functional.grid_sample(batch.images.float() / 255, grid, mode="bilinear", **options)
@@ -306,7 +313,8 @@ def recolour(images: Tensor) -> Tensor:
     b, device = len(images), images.device
     draw = partial(_draw, b, device=device)
     grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * draw(0.6, 1.4)
+    is_coloured = (torch.rand(b, 1, 1, 1, device=device) > GREY_SHARE).float()
+    images = grey + (images - grey) * draw(0.5, 1.4) * is_coloured
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * draw(0.7, 1.3)
     images = (images * draw(0.75, 1.25) * draw(0.85, 1.15, channels=3)).clamp(1e-3, 1) ** draw(0.75, 1.33)
@@ -319,10 +327,11 @@ def recolour(images: Tensor) -> Tensor:
     return (images + torch.randn_like(images) * draw(0, 0.03)).clamp(0, 1)
 
 
-def _random_affine(count: int, turns: Tensor) -> Tensor:
-    """Matrices ``(B, 2, 3)`` from output to input coordinates in [-1, 1]."""
+def _random_affine(limits: Tensor) -> Tensor:
+    """Matrices ``(B, 2, 3)`` from output to input coordinates in [-1, 1], for ``limits`` as in :func:`augment`."""
+    count, (turns, closest) = len(limits), limits.unbind(1)
     angle = torch.deg2rad(torch.empty(count).uniform_(-1, 1) * turns)
-    zoom = torch.exp(torch.empty(count).uniform_(math.log(0.55), math.log(1.3)))
+    zoom = closest * (1.3 / closest) ** torch.rand(count)
     stretch = torch.exp(torch.empty(count).uniform_(-0.15, 0.15))
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     room = 0.15 + 0.7 * (1 - zoom).clamp_min(0)  # a part of an image may be any part
