@@ -2,14 +2,35 @@
 
 View ``k`` rotates by ``k % 4`` quarter turns (counter-clockwise) and then, for ``k >= 4``, mirrors left to right. View
 0 is the image itself. A frozen encoder sees each view once, so views are augmentation at no cost per epoch.
+
+Which of them make sense depends on what is shown: a lesion has no up side, a person has.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from amsam_med.errors import ConfigError
+
+ViewKind = Literal["all", "mirror", "none"]
+"""Which views augment: all eight, the image and its left-right mirror (for upright things), or the image alone."""
+
 VIEW_COUNT = 8
+VIEWS_OF_KIND: dict[ViewKind, tuple[int, ...]] = {"all": tuple(range(VIEW_COUNT)), "mirror": (0, 4), "none": (0,)}
+
+
+def views_of(kind: ViewKind) -> tuple[int, ...]:
+    """The views of a kind; the first is the image itself.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    if kind not in VIEWS_OF_KIND:
+        raise ConfigError(f"views is {kind!r}; expected one of {', '.join(VIEWS_OF_KIND)}")
+    return VIEWS_OF_KIND[kind]
 
 
 def view_image(image: Tensor, view: int) -> Tensor:

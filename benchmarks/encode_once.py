@@ -55,7 +55,7 @@ def timed_run(data: Path, folder: Path, overrides: Mapping[str, Any]) -> tuple[f
         "amsam_isic",
         "train",
         {"dataset_dir": str(data), "output_dir": str(folder), "save_whole_model": False, "detector_file": None}
-        | {"base_file": None, "use_views": False, "device": torch.device("cpu"), **overrides},
+        | {"base_file": None, "views": "none", "device": torch.device("cpu"), **overrides},
     )
     parser.get_parsed_content("initialize")
     parser.get_parsed_content("core")

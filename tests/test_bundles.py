@@ -48,14 +48,16 @@ def _workflow(root: Path, name: str, settings: dict[str, object]) -> ConfigWorkf
 
 
 def _training_settings(data: Path, output: Path) -> dict[str, object]:
-    return {"dataset_dir": str(data), "output_dir": str(output), "shots": 4, "epochs": 2, "use_views": False}
+    return {"dataset_dir": str(data), "output_dir": str(output), "shots": 4, "epochs": 2, "views": "none"}
 
 
 def test_both_bundles_are_found_by_name():
     assert shipped_bundles() == sorted(BUNDLES)
 
 
-@pytest.mark.parametrize("name", ["train.yaml", "evaluate.yaml", "inference.yaml", "multi_gpu_train.yaml"])
+@pytest.mark.parametrize(
+    "name", ["train.yaml", "evaluate.yaml", "inference.yaml", "multi_gpu_train.yaml", "paper.yaml"]
+)
 def test_the_bundles_share_one_wiring(name: str):
     isic, body = (REPOSITORY / "bundles" / bundle / "configs" / name for bundle in BUNDLES)
     assert isic.read_bytes() == body.read_bytes()

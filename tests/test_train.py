@@ -29,8 +29,8 @@ FILES = {
     "run.json",
     "split.json",
 }
-SETTINGS = {"shots": 4, "epochs": 2, "use_views": False}
-ALL_THAT_IS_RANDOM = {"shots": 5, "epochs": 4, "use_views": False, "box_jitter": 0.1, "seed": 7}
+SETTINGS = {"shots": 4, "epochs": 2, "views": "none"}
+ALL_THAT_IS_RANDOM = {"shots": 5, "epochs": 4, "views": "none", "box_jitter": 0.1, "seed": 7}
 """Five examples: D1 has three and D2 two, so that an epoch ends in the middle of a pass over D2."""
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amsam_med.boxes import box_from_mask
-from amsam_med.views import VIEW_COUNT, unview_image, view_boxes, view_image
+from amsam_med.errors import ConfigError
+from amsam_med.views import VIEW_COUNT, unview_image, view_boxes, view_image, views_of
 
 views = st.integers(0, VIEW_COUNT - 1)
 
@@ -58,3 +59,16 @@ def test_boxes_keep_their_leading_dimensions(view: int) -> None:
     boxes = torch.rand(2, 5, 4)
     assert view_boxes(boxes, view, 1).shape == (2, 5, 4)
     assert torch.equal(view_boxes(boxes, view, 1)[1, 3], view_boxes(boxes[1, 3], view, 1))
+
+
+def test_kinds_of_views_begin_with_the_image_and_the_mirror_keeps_what_is_up() -> None:
+    image = torch.tensor([[1, 2], [3, 4]])
+    assert [view_image(image, view).tolist() for view in views_of("mirror")] == [[[1, 2], [3, 4]], [[2, 1], [4, 3]]]
+    assert views_of("all") == tuple(range(VIEW_COUNT))
+    assert views_of("none") == (0,)
+
+
+@pytest.mark.parametrize("kind", ["upright", True, ""])
+def test_an_unknown_kind_is_refused_with_the_known_ones(kind: str) -> None:
+    with pytest.raises(ConfigError, match="expected one of all, mirror, none"):
+        views_of(kind)  # type: ignore[arg-type]

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from amsam_med.cli import options
 from amsam_med.cli.progress import progress_bars
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def paper_settings() -> dict[str, Any]:
+    """What ``--paper`` sets: entries of ``train.yaml`` by name."""
+    import yaml
+
+    from amsam_med.weights import bundles_folder
+
+    text = (bundles_folder() / "amsam_isic" / "configs" / "paper.yaml").read_text(encoding="utf-8")
+    settings: dict[str, Any] = yaml.safe_load(text)
+    return settings
 
 
 def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -37,7 +49,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and the training.")
 @click.option(
     "--base",
-    type=click.Choice(["tiny", "vit_b", "vit_l", "vit_h"]),
+    type=click.Choice(["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]),
     default="tiny",
     show_default=True,
     help="tiny is embedded; SAM's own are fetched by `amsam weights get`.",
@@ -73,8 +85,13 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Of both levels; the paper has 1."
 )
 @click.option(
-    "--views/--no-views", default=True, show_default=True, help="Eight flips and rotations; the paper has none."
+    "--views",
+    type=click.Choice(["all", "mirror", "none"]),
+    default="all",
+    show_default=True,
+    help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.",
 )
+@click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
 @click.option(
     "--input-size", type=click.IntRange(min=16), default=256, show_default=True, help="Model input in pixels."
@@ -95,7 +112,8 @@ def train(
     hypergradient: str,
     epochs: int,
     batch_size: int,
-    views: bool,
+    views: str,
+    paper: bool,
     cache: Path | None,
     input_size: int,
     device: str,
@@ -113,6 +131,10 @@ def train(
       amsam train --data isic2018 -o run --shots 16 --seed 3 --calibration learned --resume
 
     \b
+    Where --paper differs from the defaults:
+      views                   none instead of all
+
+    \b
     The run folder then holds:
       adapter.safetensors     for `amsam segment --adapter` and `amsam evaluate --adapter`
       history.csv, curves.png losses and Dice of every epoch
@@ -120,6 +142,8 @@ def train(
       split.json, run.json    which examples were drawn, all settings
       checkpoint.pt           for --resume
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
+    if paper:
+        _refuse_contradictions(click.get_current_context())
     from amsam_med import weights
     from amsam_med.train import TrainOptions
     from amsam_med.train import train as run
@@ -133,10 +157,12 @@ def train(
         "hypergradient": hypergradient,
         "epochs": epochs,
         "batch_size": batch_size,
-        "use_views": views,
+        "views": views,
         "cache_dir": None if cache is None else str(cache),
         "input_size": input_size,
     }
+    if paper:
+        overrides |= paper_settings()
     if base_weights is not None:
         overrides["base_file"] = str(base_weights)
     if device != "auto":
@@ -164,3 +190,18 @@ def train(
     chosen = {"--bundle": bundle, "--base-weights": base_weights, "--detector": None if prompt == "none" else detector}
     words = [f"{name} {value}" for name, value in chosen.items() if value not in (None, "amsam_isic")]
     click.echo(" ".join(["Use it with: amsam segment IMAGES -o OUT --adapter", str(result.adapter), *words]))
+
+
+def _refuse_contradictions(context: click.Context) -> None:
+    """Refuse options given beside ``--paper`` that say something else."""
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    contradictions = {
+        name: value for name, value in paper_settings().items() if name in given and context.params[name] != value
+    }
+    if contradictions:
+        words = [f"--{name.replace('_', '-')}" for name in contradictions]
+        got, means = (
+            ", ".join(f"{word} {value}" for word, value in zip(words, values, strict=True))
+            for values in ([context.params[name] for name in contradictions], contradictions.values())
+        )
+        raise click.UsageError(f"--paper means {means}; got {got}. Leave out these options, or --paper")

@@ -2,7 +2,7 @@
 
 The image encoder is frozen, so the same image always has the same embedding. :class:`EmbeddingCache` keeps embeddings
 in memory or in a folder, under a key made of the image and of the encoder; :class:`EncodedDataset` encodes a few-shot
-data list and its eight views before training starts, so that an epoch costs the decoder alone.
+data list and views of it before training starts, so that an epoch costs the decoder alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.utils.data.distributed import DistributedSampler
 from amsam_med.boxes import BoxDetector, box_from_mask, full_image_box, jitter_boxes
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.keys import Keys
-from amsam_med.views import VIEW_COUNT, view_boxes, view_image
+from amsam_med.views import ViewKind, view_boxes, view_image, views_of
 
 VIEW = "view"
 """int: which of the eight views an item is; 0 is the image itself."""
@@ -125,14 +125,15 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         encoder: See :class:`EmbeddingCache`.
         detector: Finds the box in each view's image; without one the box is the label's (the whole image's for an empty
             label).
-        use_views: Take all eight flips and rotations of each image; False for the image alone.
+        views: "all" for the eight flips and rotations of each image, "mirror" for the image and its left-right mirror,
+            "none" for the image alone.
         folder: See :class:`EmbeddingCache`.
         box_jitter: See ``amount`` of :func:`amsam_med.boxes.jitter_boxes`; drawn anew for each item from torch's global
             generator. 0 leaves boxes as they are.
         progress: Called with (encoded cases, all cases) after each batch of cases.
 
     Raises:
-        ConfigError: A negative ``box_jitter``.
+        ConfigError: Unknown ``views``, or a negative ``box_jitter``.
         DataError: No data, or images and labels of other shapes than above.
     """
 
@@ -142,7 +143,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         transform: Callable[[Any], Any],
         encoder: nn.Module,
         detector: BoxDetector | None = None,
-        use_views: bool = True,
+        views: ViewKind = "all",
         folder: str | Path | None = None,
         box_jitter: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
@@ -152,7 +153,8 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         if len(data) == 0:
             raise DataError("the data list is empty; expected at least one image with its label; check the data folder")
         self.box_jitter = box_jitter
-        self.view_count = VIEW_COUNT if use_views else 1
+        self.views = views_of(views)
+        self.view_count = len(self.views)
         self._cases = list(self._encode(data, transform, EmbeddingCache(encoder, folder), detector, progress))
 
     def __len__(self) -> int:
@@ -161,14 +163,14 @@ class EncodedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, item: int) -> dict[str, Any]:
         if not 0 <= item < len(self):  # also ends a plain loop over the dataset
             raise IndexError(f"item {item} of {len(self)}")
-        index, view = divmod(item, self.view_count)
-        case = self._cases[index]
+        index, position = divmod(item, self.view_count)
+        case, view = self._cases[index], self.views[position]
         size = case.label.shape[-1]
-        box = case.boxes[view : view + 1]
+        box = case.boxes[position : position + 1]
         if self.box_jitter > 0:
             box = jitter_boxes(box, self.box_jitter, (size, size))
         return {
-            Keys.IMAGE: case.embeddings[view],
+            Keys.IMAGE: case.embeddings[position],
             Keys.LABEL: view_image(case.label, view).clone(memory_format=torch.contiguous_format),
             Keys.BOX: box[0].clone(),
             VIEW: view,
@@ -186,7 +188,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         cases_at_once = max(1, cache.batch_size // self.view_count)
         for start in range(0, len(data), cases_at_once):
             pairs = [_load(transform, data[i], i) for i in range(start, min(start + cases_at_once, len(data)))]
-            views = torch.stack([view_image(image, view) for image, _ in pairs for view in range(self.view_count)])
+            views = torch.stack([view_image(image, view) for image, _ in pairs for view in self.views])
             embeddings = cache.entries(views)  # cases * views
             boxes = self._label_boxes([label for _, label in pairs]) if detector is None else _detect(detector, views)
             for number, (_, label) in enumerate(pairs):
@@ -202,7 +204,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             size = label.shape[-1]
             box = box_from_mask(label[0])
             box = full_image_box((size, size)) if box is None else box
-            boxes += [view_boxes(box, view, size) for view in range(self.view_count)]
+            boxes += [view_boxes(box, view, size) for view in self.views]
         return torch.stack(boxes)
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from amsam_med import cli
 from amsam_med import train as train_module
+from amsam_med.bundle import open_bundle
+from amsam_med.cli.train import paper_settings
 from amsam_med.train import TrainOptions, TrainResult
 
-FEW = ["--shots", "4", "--epochs", "2", "--no-views", "--input-size", "64"]
+FEW = ["--shots", "4", "--epochs", "2", "--views", "none", "--input-size", "64"]
 
 
 @pytest.fixture
@@ -65,25 +67,55 @@ def test_a_second_run_in_the_same_folder_is_refused_and_can_be_resumed(
     assert cli.main([*command, "--resume"]) == 0
 
 
-def test_defaults_are_the_papers_but_for_the_base_and_the_views(
-    handed_on: list[TrainOptions], labelled_folder: Path
-) -> None:
+def test_defaults_are_those_of_the_shipped_configuration(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
     assert cli.main(words(labelled_folder, Path("run"))) == 0
     assert handed_on[0].bundle == "amsam_isic"
     assert not handed_on[0].resume
-    assert handed_on[0].overrides == {
-        "shots": 8,
-        "seed": 0,
-        "base": "tiny",
-        "prompt": "box",
-        "calibration": "paper",
-        "hypergradient": "first-order",
-        "epochs": 100,
-        "batch_size": 1,
-        "use_views": True,
-        "cache_dir": None,
-        "input_size": 256,
-    }
+    parser = open_bundle("amsam_isic", "train")
+    assert handed_on[0].overrides == {name: parser[name] for name in handed_on[0].overrides}
+    assert {"shots", "seed", "prompt", "calibration", "epochs", "batch_size", "views"} <= handed_on[0].overrides.keys()
+
+
+def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--shots", "16", "--epochs", "100")) == 0
+    chosen = handed_on[0].overrides
+    assert (
+        chosen.items()
+        >= {
+            "shots": 16,
+            "epochs": 100,
+            "batch_size": 1,
+            "lower_rate": 5e-3,
+            "upper_rate": 1e-3,
+            "weight_decay": 0.1,
+            "lambda_dice": 0.8,
+            "hypergradient": "first-order",
+            "prompt": "box",
+            "calibration": "paper",
+            "alpha": 0.7,
+            "views": "none",
+            "box_jitter": 0.0,
+        }.items()
+    )
+    open_bundle("amsam_isic", "train", chosen)  # raises for an unknown entry
+
+
+def test_the_help_says_where_the_defaults_differ_from_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    section = capsys.readouterr().out.split("Where --paper differs from the defaults:\n")[1].split("\n\n")[0]
+    said = {line.split(maxsplit=1)[0]: " ".join(line.split()[1:]) for line in section.splitlines()}
+    parser = open_bundle("amsam_isic", "train")
+    differing = {name: value for name, value in paper_settings().items() if parser[name] != value}
+    assert said == {name: f"{value} instead of {parser[name]}" for name, value in differing.items()}
+    assert said
+
+
+def test_what_contradicts_the_paper_is_named(labelled_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contrary = ["--epochs", "30", "--views", "all", "--calibration", "paper"]
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", *contrary)) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "--paper means --epochs 100, --views none; got --epochs 30, --views all." in printed
+    assert "--calibration" not in printed
 
 
 def test_choices_become_entries_of_the_configuration(
@@ -102,8 +134,6 @@ def test_choices_become_entries_of_the_configuration(
 def test_every_option_is_an_entry_of_the_shipped_configuration(
     handed_on: list[TrainOptions], labelled_folder: Path
 ) -> None:
-    from amsam_med.bundle import open_bundle
-
     assert cli.main(words(labelled_folder, Path("run"), "--device", "cpu", "--prompt", "none")) == 0
     parser = open_bundle(handed_on[0].bundle, "train", handed_on[0].overrides)  # raises for an unknown entry
     assert parser["detector_file"] is None

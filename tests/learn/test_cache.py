@@ -172,7 +172,7 @@ def test_a_batch_of_no_image_is_refused(encoder: CountingEncoder) -> None:
 def test_a_dataset_holds_every_view_of_every_case(encoder: CountingEncoder) -> None:
     items = list(dataset(encoder, count=3))
     assert [(item["index"], item["view"]) for item in items] == [(i, v) for i in range(3) for v in range(VIEW_COUNT)]
-    assert len(dataset(encoder, count=3, use_views=False)) == 3
+    assert len(dataset(encoder, count=3, views="none")) == 3
 
 
 def test_an_item_is_made_of_plain_tensors_of_the_agreed_dtypes(encoder: CountingEncoder) -> None:
@@ -192,6 +192,21 @@ def test_image_label_and_box_of_an_item_show_the_same_view(view: int, encoder: C
     assert torch.equal(item["box"], box_from_mask(item["label"][0]))
 
 
+def test_mirror_views_are_the_image_and_its_mirror_image(encoder: CountingEncoder) -> None:
+    data = dataset(encoder, views="mirror")
+    items = list(data)
+    assert [(item["index"], item["view"]) for item in items] == [(0, 0), (0, 4), (1, 0), (1, 4)]
+    for item in items:
+        source = example(item["index"])
+        seen = view_image(source["image"].as_tensor(), item["view"])
+        torch.testing.assert_close(item["image"], encoder.eval()(seen[None])[0].detach())
+        assert torch.equal(item["label"], view_image(source["label"].as_tensor(), item["view"]).to(torch.uint8))
+        assert torch.equal(item["box"], box_from_mask(item["label"][0]))
+    epochs = [list(ViewSampler(data, seed=seed)) for seed in range(8)]
+    assert all(sorted(item // 2 for item in epoch) == [0, 1] for epoch in epochs)
+    assert {item for epoch in epochs for item in epoch} == {0, 1, 2, 3}
+
+
 def test_each_view_is_encoded_once_and_before_training(encoder: CountingEncoder) -> None:
     data = dataset(encoder, count=3)
     assert encoder.batches == [VIEW_COUNT] * 3
@@ -202,7 +217,7 @@ def test_each_view_is_encoded_once_and_before_training(encoder: CountingEncoder)
 
 def test_cases_without_views_are_encoded_in_batches_with_progress(encoder: CountingEncoder) -> None:
     told: list[tuple[int, int]] = []
-    dataset(encoder, count=10, use_views=False, progress=lambda done, total: told.append((done, total)))
+    dataset(encoder, count=10, views="none", progress=lambda done, total: told.append((done, total)))
     assert encoder.batches == [8, 2]
     assert told == [(8, 10), (10, 10)]
 
@@ -220,7 +235,7 @@ def test_a_detector_looks_at_each_view_and_may_find_nothing(encoder: CountingEnc
     assert left["box"].tolist() == [0.0, 0.0, 32.0, 64.0]
     assert right["box"].tolist() == [32.0, 0.0, 64.0, 64.0]  # view 4 is the mirror image
     black = {"image": torch.zeros(3, SIZE, SIZE), "label": example(0)["label"]}
-    unseen = EncodedDataset([{}], lambda _: black, encoder, detector=BrightestHalf(), use_views=False)
+    unseen = EncodedDataset([{}], lambda _: black, encoder, detector=BrightestHalf(), views="none")
     assert unseen[0]["box"].tolist() == [0.0, 0.0, 64.0, 64.0]
 
 
@@ -268,6 +283,8 @@ def test_unfit_data_are_refused(encoder: CountingEncoder) -> None:
         EncodedDataset([{}], lambda _: grey, encoder)
     with pytest.raises(ConfigError, match="box_jitter"):
         dataset(encoder, box_jitter=-0.1)
+    with pytest.raises(ConfigError, match="views is 'some'"):
+        dataset(encoder, views="some")
 
 
 def test_an_item_beyond_the_end_does_not_exist(encoder: CountingEncoder) -> None:
