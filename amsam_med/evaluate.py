@@ -31,9 +31,11 @@ from torch import Tensor
 from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
+from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
 from amsam_med.report import draw_scores
+from amsam_med.views import ViewKind
 
 SCORES_TABLE = "scores.csv"
 SCORES_SUMMARY = "scores.json"
@@ -84,6 +86,7 @@ class ImageScore:
         dice_at_logits: Dice at the size of the logits, the truth brought there by its nearest pixels.
         is_prediction_empty: No pixel of any class was predicted.
         is_truth_empty: The truth holds no object.
+        flags: Words of :class:`amsam_med.infer.Flag` with ";" between them, as `amsam segment` gives them.
     """
 
     image: str
@@ -93,9 +96,12 @@ class ImageScore:
     dice_at_logits: float
     is_prediction_empty: bool
     is_truth_empty: bool
+    flags: str = ""
 
 
-def score_image(image: str, prediction: Tensor, truth: Tensor, mask_logits: Tensor) -> ImageScore:
+def score_image(
+    image: str, prediction: Tensor, truth: Tensor, mask_logits: Tensor, flags: Sequence[str] = ()
+) -> ImageScore:
     """Compare a prediction with the truth.
 
     Args:
@@ -103,6 +109,7 @@ def score_image(image: str, prediction: Tensor, truth: Tensor, mask_logits: Tens
         prediction: Class ids ``(1, H, W)``.
         truth: Class ids ``(1, H, W)``.
         mask_logits: float ``(C + 1, h, w)``, from which the prediction was made.
+        flags: What the prediction was flagged with.
     """
     num_classes = len(mask_logits) - 1
     predicted, true = _class_masks(prediction, num_classes), _class_masks(truth, num_classes)
@@ -118,6 +125,7 @@ def score_image(image: str, prediction: Tensor, truth: Tensor, mask_logits: Tens
         ),
         is_prediction_empty=not bool(predicted.any()),
         is_truth_empty=not bool(true.any()),
+        flags=";".join(flags),
     )
 
 
@@ -138,6 +146,7 @@ class Summary:
         empty_predictions: Images for which nothing was predicted.
         empty_truths: Images whose truth is empty.
         dice_at_logits: Mean Dice at the size of the logits.
+        flagged: Images that were flagged for a look.
     """
 
     images: int
@@ -152,6 +161,7 @@ class Summary:
     empty_predictions: int
     empty_truths: int
     dice_at_logits: float
+    flagged: int
 
 
 def summarise(scores: Sequence[ImageScore]) -> Summary:
@@ -177,6 +187,7 @@ def summarise(scores: Sequence[ImageScore]) -> Summary:
         empty_predictions=sum(score.is_prediction_empty for score in scores),
         empty_truths=sum(score.is_truth_empty for score in scores),
         dice_at_logits=float(np.mean([score.dice_at_logits for score in scores])),
+        flagged=sum(bool(score.flags) for score in scores),
     )
 
 
@@ -204,11 +215,18 @@ class ScoreHandler:
     Args:
         output_dir: Folder for the two files; made where it is missing.
         record: What else ``scores.json`` should say, such as which data and which model were used.
+        inferer: The evaluator's own, which knows why an image is flagged.
     """
 
-    def __init__(self, output_dir: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        record: Mapping[str, Any] | None = None,
+        inferer: PromptInferer | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.record = dict(record or {})
+        self.inferer = inferer
         self.scores: list[ImageScore] = []
 
     @property
@@ -226,10 +244,12 @@ class ScoreHandler:
         """Score the batch that the engine has just finished."""
         batch: Any = engine.state.batch  # decollated, as the output is
         output: Any = engine.state.output
-        for given, made in zip(batch, output, strict=True):
+        latest = None if self.inferer is None else self.inferer.latest
+        flags: list[tuple[str, ...]] = [()] * len(batch) if latest is None else [*latest.flags]
+        for given, made, why in zip(batch, output, flags, strict=True):
             name = Path(str(given[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])).name
-            masks = (_plain(made[key]) for key in (Keys.PRED, Keys.LABEL, MASK_LOGITS))
-            self.scores.append(score_image(name, *masks))
+            prediction, truth, mask_logits = (_plain(made[key]) for key in (Keys.PRED, Keys.LABEL, MASK_LOGITS))
+            self.scores.append(score_image(name, prediction, truth, mask_logits, why))
 
     def write(self) -> None:
         """Write both files."""
@@ -251,6 +271,7 @@ class EvaluateOptions:
         part: The part of the data set; by default ``"test"`` where the data set has parts.
         detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
         overrides: Further entries of the configuration, by id.
     """
 
@@ -260,6 +281,7 @@ class EvaluateOptions:
     part: str | None = None
     detector: str | None = None
     device: str = "auto"
+    test_views: ViewKind | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -313,8 +335,8 @@ def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, 
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
     overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
     overrides |= model_overrides(options.adapter, options.base_weights, options.detector, options.device)
-    if options.part is not None:
-        overrides["part"] = options.part
+    chosen = {"part": options.part, "test_views": options.test_views}
+    overrides |= {name: value for name, value in chosen.items() if value is not None}
     return {**overrides, **options.overrides}
 
 

@@ -51,6 +51,9 @@ class Row:
         area_px: Pixels of the object.
         area_percent: Their share of the image.
         predicted_iou: The network's own estimate of its mask's IoU, in [0, 1].
+        certainty: How decided the mask's pixels are, in [0, 1]; see :class:`amsam_med.infer.Segmentation`.
+        box_agreement: IoU of the box with the mask's tight box, in [0, 1]; empty where no box was used.
+        flags: Words of :class:`amsam_med.infer.Flag` with ";" between them: why to look at this image again.
         seconds: Spent on this image: reading, its share of its batch, writing.
         mask_file: Relative to the output folder.
         overlay_file: Relative to the output folder.
@@ -70,6 +73,9 @@ class Row:
     area_px: int | None = None
     area_percent: float | None = None
     predicted_iou: float | None = None
+    certainty: float | None = None
+    box_agreement: float | None = None
+    flags: str = ""
     seconds: float = 0.0
     mask_file: str = ""
     overlay_file: str = ""

@@ -41,12 +41,13 @@ from amsam_med.errors import ConfigError, DataError
 from amsam_med.infer import FULL_IMAGE
 from amsam_med.records import Records, Row, read_run
 from amsam_med.stages import InputImage, Stages, file_digest
+from amsam_med.views import ViewKind
 
 DEVICES = ("auto", "cpu", "cuda")
 SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
 
-_FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "inferer", "postprocessing")
+_FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class SegmentOptions:
         device: One of :data:`DEVICES`; ``"auto"`` leaves it to the bundle.
         batch_size: Images that the network takes at once.
         overwrite: Do again what an earlier run has done.
+        test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
         overrides: Further entries of the configuration, by id.
     """
 
@@ -73,6 +75,7 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 8
     overwrite: bool = False
+    test_views: ViewKind | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +101,7 @@ class SegmentSummary:
         failed: Images with an error.
         skipped: Images that an earlier run had done.
         full_image_boxes: Images among the done ones for which the detector found no box.
+        flagged: Images among the done ones that deserve a look; ``results.csv`` says why.
         seconds: Wall time from the first image read to the last file written; loading the weights is not in it.
         failures: (file, error) of the first :data:`SHOWN_FAILURES` failed images.
     """
@@ -108,6 +112,7 @@ class SegmentSummary:
     failed: int = 0
     skipped: int = 0
     full_image_boxes: int = 0
+    flagged: int = 0
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -131,6 +136,7 @@ class SegmentSummary:
         self.done += not row.error
         self.failed += bool(row.error)
         self.full_image_boxes += row.box_source == FULL_IMAGE
+        self.flagged += bool(row.flags)
         if row.error and len(self.failures) < SHOWN_FAILURES:
             self.failures.append((row.file, row.error))
 
@@ -255,6 +261,8 @@ def _images_of(given: Path) -> list[Path]:
 
 def _overrides(options: SegmentOptions) -> dict[str, Any]:
     chosen = model_overrides(options.adapter, options.base_weights, options.detector, options.device)
+    if options.test_views is not None:
+        chosen["test_views"] = options.test_views
     return {**chosen, **options.overrides}
 
 
@@ -297,6 +305,7 @@ def _settings(inputs: Sequence[Path], output: Path, options: SegmentOptions, dev
     words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
     words += ["--detector", options.detector] if options.detector else []
     words += ["--format", ",".join(options.formats), "--device", options.device]
+    words += ["--test-views", options.test_views] if options.test_views else []
     words += ["--batch-size", str(options.batch_size), *(["--overwrite"] if options.overwrite else [])]
     chosen = {"bundle": options.bundle, "formats": options.formats, "batch_size": options.batch_size}
     return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}

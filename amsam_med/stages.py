@@ -124,7 +124,11 @@ class Stages:
             job.facts["box_source"] = found.box_sources[index]
             job.facts["box_confidence"] = round(float(found.box_confidence[index]), 4)
             job.facts["predicted_iou"] = round(float(found.predicted_iou[index]), 4)
+            job.facts["certainty"] = round(float(found.certainty[index]), 4)
+            job.facts["flags"] = ";".join(found.flags[index])
+            job.flags = found.flags[index]
             if boxes is not None:
+                job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
                 height, width = images.shape[2:]
                 job.box_in_original = scale_boxes(boxes[index], (height, width), job.original_size)
         seconds = (time.perf_counter() - start) / len(jobs)
@@ -155,7 +159,7 @@ class Stages:
             file = job.image.result_file(name)
             # A format that an earlier run wrote is written again, so that all results of an image are of one kind.
             if name in self._formats or (self._output / file).exists():
-                form.write(Result(job.image.path, mask, job.box_in_original), self._output / file)
+                form.write(Result(job.image.path, mask, job.box_in_original, job.flags), self._output / file)
                 job.facts[form.column] = file
 
 
@@ -172,6 +176,7 @@ class _Job:
         self.image = image
         self.item: dict[Any, Any] = {}
         self.box_in_original: Tensor | None = None
+        self.flags: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}  # fields of Row
         self.seconds = 0.0
         self.error = ""

@@ -2,11 +2,12 @@
 
     python pipelines/detectors.py lesion --data DATA -o lesion.safetensors
     python pipelines/detectors.py person --data DATA -o person.safetensors
+    python pipelines/detectors.py lesion --data DATA --epochs 0 --from old.safetensors -o new.safetensors  # only scores
 
 The lesion detector learns from ISIC 2018's training part and is selected on its validation part. The person detector
-learns from photos of people, and from people pasted onto scenes without any; every tenth image of a source, and every
-tenth person and scene, is held out for selection. Nothing that results are reported on is read: neither the test part
-of ISIC 2018 nor the last 100 of Human (Vikram).
+learns from photos of people, from portraits cut out of them, and from people pasted onto scenes without any; every
+tenth image of a source, and every tenth person and scene, is held out for selection. Nothing that results are reported
+on is read: neither the test part of ISIC 2018 nor the last 100 of Human (Vikram).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import csv
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +28,16 @@ from PIL import Image
 
 from amsam_med.data.datalists import Item, folder_datalist, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing
+from amsam_med.detect.files import read_weights
 from amsam_med.detect.labels import hold_out
 from amsam_med.detect.yolo import TrainingOptions, TrainingProgress, save_detector, train_detector
 
+INPUT_SIZE = 192
 PASTED_SCENES = 900
+GREY_SHARE = 0.1
+"""Of the made images, as some photos are black and white."""
+SUBJECT_SHARE = 0.25
+"""Smaller people than this share of the largest one are bystanders, not what the photo shows."""
 PERSON = "0"
 """COCO's class of people."""
 
@@ -48,27 +55,27 @@ class Split(NamedTuple):
 @click.argument("kind", type=click.Choice(["lesion", "person"]))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True)
-@click.option("--input-size", default=160, show_default=True)
-@click.option("--epochs", type=int, help="[default: 8 for lesion, 12 for person]")
+@click.option("--input-size", type=int, help="[default: that of --from, else 192]")
+@click.option("--epochs", type=int, help="0 only scores the weights of --from.  [default: 8 for lesion, 12 for person]")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Weights to begin with.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    kind: str, data: Path, output: Path, input_size: int, epochs: int | None, start: Path | None, seed: int
+    kind: str, data: Path, output: Path, input_size: int | None, epochs: int | None, start: Path | None, seed: int
 ) -> None:
     """Train a bundle's box detector and write its weights and scores."""
     is_person = kind == "person"
     options = TrainingOptions(
         class_name=kind,
-        has_instances=is_person,
-        epochs=epochs or (12 if is_person else 8),
+        epochs=(12 if is_person else 8) if epochs is None else epochs,
         seed=seed,
         is_upright=is_person,
         mosaic=0.3 if is_person else 0.0,
         start=start,
     )
+    input_size = input_size or (INPUT_SIZE if start is None else read_weights(start).input_size)
     with tempfile.TemporaryDirectory() as work:
         split = person_split(data, Path(work), seed) if is_person else lesion_split(data)
-        prepare = preprocessing(input_size, with_label=True, label_at="original", num_classes=255 if is_person else 1)
+        prepare = preprocessing(input_size, with_label=True, label_at="original")
         train, validation = (Dataset(items, prepare) for items in split)
         detector, scores = train_detector(train, validation, options, _print)
     save_detector(detector, output, scores)
@@ -81,27 +88,32 @@ def lesion_split(data: Path) -> Split:
 
 
 def person_split(data: Path, work: Path, seed: int) -> Split:
-    """Photos of people, people in the wild more often than in studios, and pasted scenes; masks go into ``work``."""
+    """Photos of people in the wild and in studios, portraits cut out of them, and pasted scenes.
+
+    All people of a photo are one object, as in the masks of Human (Vikram). New images and masks go into ``work``.
+    """
     vikram = Split(*hold_out(_as_one_person(human_vikram_datalist(data / "human_vikram", "train"), work / "vikram")))
     ccp = Split(*hold_out(_as_one_person(folder_datalist(data / "pretrain/ccp"), work / "ccp")))
     viton = Split(*hold_out(_as_one_person(folder_datalist(data / "pretrain/viton")[::10], work / "viton")))
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
     sceneries = hold_out(_scenes_without_people(data))
-    rng, pasted = random.Random(seed), []
+    rng, pasted, portraits = random.Random(seed), [], []
     for part, count in ((0, PASTED_SCENES), (1, PASTED_SCENES // 10)):
         people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part])]
         pasted.append(paste_scenes(people, sceneries[part], count, work / f"pasted-{part}", rng))
+        others = [item for number, item in enumerate(ccp[part]) if number % 3]
+        portraits.append(cut_portraits(others, work / f"portraits-{part}", rng))
     return Split(
-        3 * vikram.train + ccp.train[::3] + viton.train + 3 * coco.train + pasted[0],
-        vikram.validation + ccp.validation[::3] + viton.validation + coco.validation + pasted[1],
+        3 * vikram.train + ccp.train[::3] + viton.train + 3 * coco.train + pasted[0] + portraits[0],
+        vikram.validation + ccp.validation[::3] + viton.validation + coco.validation + pasted[1] + portraits[1],
     )
 
 
 def paste_scenes(
     people: Sequence[Image.Image], sceneries: Sequence[Path], count: int, folder: Path, rng: random.Random
 ) -> list[Item]:
-    """Write scenes with one to three people; mask id n is the n-th person.
+    """Write scenes with one to three people of about the same height, who are one object.
 
     Args:
         people: RGBA, trimmed.
@@ -110,12 +122,29 @@ def paste_scenes(
         folder: Where to.
         rng: Source of randomness.
     """
+    return _write_items(
+        (_paste(people, Image.open(rng.choice(sceneries)).convert("RGB"), rng) for _ in range(count)), folder, rng
+    )
+
+
+def cut_portraits(items: Sequence[Item], folder: Path, rng: random.Random) -> list[Item]:
+    """Write head-and-shoulder to half-body portraits, in upright to wide frames, cut out of full-length photos.
+
+    Args:
+        items: Photos of one standing person each.
+        folder: Where to.
+        rng: Source of randomness.
+    """
+    return _write_items((_portrait(item, rng) for item in items), folder, rng)
+
+
+def _write_items(pairs: Iterable[tuple[Image.Image, Image.Image]], folder: Path, rng: random.Random) -> list[Item]:
     folder.mkdir(parents=True)
     items = []
-    for number in range(count):
-        image, mask = _paste(people, Image.open(rng.choice(sceneries)).convert("RGB"), rng)
+    for number, (image, mask) in enumerate(pairs):
         item = {"image": str(folder / f"{number:05d}.png"), "label": str(folder / f"{number:05d}-mask.png")}
-        image.save(item["image"], compress_level=1)
+        is_grey = rng.random() < GREY_SHARE
+        (image.convert("L") if is_grey else image).save(item["image"], compress_level=1)
         mask.save(item["label"])
         items.append(item)
     return items
@@ -123,20 +152,36 @@ def paste_scenes(
 
 def _paste(people: Sequence[Image.Image], scenery: Image.Image, rng: random.Random) -> tuple[Image.Image, Image.Image]:
     mask = Image.new("L", scenery.size)
-    for number in range(1, rng.choice((1, 1, 1, 2, 3)) + 1):
+    scale = 0.35 * 6 ** rng.random()  # 0.35 to 2.1 heights of the scene: from passers-by to portraits
+    room = (1 - scale) * scenery.height
+    top = rng.uniform(0, room) if room > 0 else rng.uniform(-0.05, 0.3) * scenery.height  # who is cut keeps a head
+    centre = rng.uniform(0.15, 0.85) * scenery.width
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
         person = rng.choice(people)
-        height = rng.uniform(0.3, 1.3) * scenery.height  # above 1 the person is cut off, as in a portrait
+        height = rng.uniform(0.85, 1.15) * scale * scenery.height
         person = person.resize((max(1, round(person.width / person.height * height)), round(height)))
         if rng.random() < 0.5:
             person = person.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        place = (
-            round(rng.uniform(-0.2, 1.2) * (scenery.width - person.width)),
-            round(rng.uniform(0, 1) * (scenery.height - person.height)),
-        )
+        place = round(centre - person.width / 2), round(top)
         alpha = person.getchannel("A")
         scenery.paste(person.convert("RGB"), place, alpha)
-        mask.paste(number, place, alpha.point([0] * 128 + [255] * 128))
+        mask.paste(255, place, alpha.point([0] * 128 + [255] * 128))
+        centre += rng.choice((-1, 1)) * rng.uniform(0.5, 1.2) * person.width  # the next one stands beside
     return scenery, mask
+
+
+def _portrait(item: Item, rng: random.Random) -> tuple[Image.Image, Image.Image]:
+    image, mask = Image.open(item["image"]).convert("RGB"), Image.open(item["label"])
+    is_person = np.asarray(mask) > 0
+    rows = np.flatnonzero(is_person.any(axis=1))
+    shown = rng.uniform(0.25, 0.65) * len(rows)  # of the person, from the hair down
+    top = max(0.0, rows[0] - rng.uniform(0, 0.35) * shown)
+    height = rows[0] + shown - top
+    width = min(image.width, height * 0.6 * 3 ** rng.random())  # width over height from 0.6 to 1.8
+    head = np.flatnonzero(is_person[rows[0] : rows[0] + max(1, round(0.15 * len(rows)))].any(axis=0)).mean()
+    left = min(max(0.0, head - rng.uniform(0.25, 0.75) * width), image.width - width)
+    window = round(left), round(top), round(left + width), round(top + height)
+    return image.crop(window), Image.fromarray(is_person.astype(np.uint8) * 255).crop(window)
 
 
 def _cutout(path: Path) -> Image.Image:
@@ -152,7 +197,9 @@ def _cut_out(item: Item) -> Image.Image:
 
 
 def _as_one_person(items: Sequence[Item], folder: Path) -> list[Item]:
-    return [_with_mask(item, lambda parts: parts > 0, folder) for item in items]
+    """Every id of a mask is a part of the person; photos whose person was not marked are left out."""
+    marked = [item for item in items if np.asarray(Image.open(item["label"])).any()]
+    return [_with_mask(item, lambda parts: parts > 0, folder) for item in marked]
 
 
 def _people_of_coco(coco: Path, folder: Path) -> list[Item]:
@@ -160,12 +207,15 @@ def _people_of_coco(coco: Path, folder: Path) -> list[Item]:
     people = []
     for item in folder_datalist(coco):
         if known := ids.get(Path(item["image"]).stem):
-            people.append(_with_mask(item, partial(_only, ids=known), folder))
+            people.append(_with_mask(item, partial(_subjects, ids=known), folder))
     return people
 
 
-def _only(mask: Mask, ids: list[int]) -> Mask:
-    return np.where(np.isin(mask, ids), mask, 0)
+def _subjects(mask: Mask, ids: list[int]) -> NDArray[np.bool_]:
+    """The people whom a photo is about: the largest one, and those who are not much smaller."""
+    areas = np.bincount(mask.ravel(), minlength=max(ids) + 1)
+    largest = max(areas[number] for number in ids)
+    return np.isin(mask, [number for number in ids if areas[number] >= SUBJECT_SHARE * largest])
 
 
 def _scenes_without_people(data: Path) -> list[Path]:

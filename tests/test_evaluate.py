@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.metrics import compute_dice
 from torch import Tensor
 
+from amsam_med.bundle import open_bundle
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.evaluate import (
     EvaluateOptions,
@@ -189,6 +190,18 @@ def test_the_handler_scores_each_item_and_writes_both_files(tmp_path: Path) -> N
     assert rows[2]["hd95"] == ""
     assert written["dice"] == handler.summary.dice == 0.5
     assert written["record"] == {"part": "test"}
+
+
+def test_flags_stand_beside_the_scores_of_their_image(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    summary = evaluate(labelled_folder, tmp_path, EvaluateOptions(str(tiny_bundle), test_views="mirror")).summary
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    parts = open_bundle(tiny_bundle, "inference", {"test_views": "mirror"})
+    network, inferer, prepare = (parts.get_parsed_content(name) for name in ("network", "inferer", "preprocessing"))
+    for row in rows:
+        item = prepare({"image": str(labelled_folder / "images" / row["image"])})
+        assert row["flags"] == ";".join(inferer.predict(item["image"][None], network).flags[0])
+    assert summary.flagged == sum(bool(row["flags"]) for row in rows) > 0
+    assert json.loads((tmp_path / "scores.json").read_text())["record"]["test_views"] == "mirror"
 
 
 def test_a_second_run_of_the_engine_starts_afresh(tmp_path: Path) -> None:

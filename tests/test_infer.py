@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from amsam_med.boxes import Detections, full_image_box
+from amsam_med.boxes import Detections, box_from_mask, full_image_box
 from amsam_med.bundle import open_bundle
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.infer import PromptInferer
+from amsam_med.errors import ConfigError
+from amsam_med.infer import Flag, PromptInferer, judge_masks
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.amsam import Prediction
 from amsam_med.segment import SegmentOptions, segment
+from amsam_med.views import ViewKind
 from tests.conftest import TINY_SIZE
 
 IMAGES = torch.rand(3, 3, TINY_SIZE, TINY_SIZE, generator=torch.Generator().manual_seed(0))
@@ -65,6 +69,109 @@ def test_the_predicted_iou_is_a_number_between_0_and_1(network: AmSam):
     trust = PromptInferer(detector).predict(IMAGES, network).predicted_iou
     assert trust.shape == (3,)
     assert bool(((trust >= 0) & (trust <= 1)).all())
+
+
+def squares(*sides: int, sureness: float = 10.0) -> Tensor:
+    """Logits of two masks a batch: a square from (0, 0) of each side, in logits of 16 px for an input of 64 px."""
+    masks = torch.zeros(len(sides), 16, 16)
+    for mask, side in zip(masks, sides, strict=True):
+        mask[:side, :side] = 1
+    return sureness * torch.stack([1 - masks, masks], dim=1)
+
+
+def test_a_box_that_is_not_the_masks_disagrees():
+    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 32.0, 16.0], [0.0, 0.0, 64.0, 64.0]])
+    _, agreement = judge_masks(squares(8, 8, 0), boxes, TINY_SIZE)
+    assert agreement.tolist() == pytest.approx([1, 0.5, 0], abs=0.07)  # edges lie between logits
+
+
+def test_certainty_falls_with_the_probabilities_of_the_mask():
+    by_sureness = [float(judge_masks(squares(8, sureness=s), None, TINY_SIZE)[0]) for s in (0.2, 1, 3, 30)]
+    assert by_sureness == sorted(by_sureness)
+    assert by_sureness[0] < 0.5
+    assert by_sureness[-1] > 0.97
+    certainty, agreement = judge_masks(squares(0), None, TINY_SIZE)
+    assert (float(certainty), float(agreement)) == (0, 1)
+
+
+def test_certainty_is_the_dice_of_mask_and_probabilities():
+    logits = squares(8, 3, sureness=2) + torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    certainty, _ = judge_masks(logits, None, 16)
+    chance = logits.softmax(dim=1)[:, 1]
+    mask = (chance > 0.5).float()
+    expected = [2 * (c * m).sum() / (c.sum() + m.sum()) for c, m in zip(chance, mask, strict=True)]
+    torch.testing.assert_close(certainty, torch.stack(expected))
+
+
+class Fixed(torch.nn.Module):
+    """A network that answers with given logits."""
+
+    settings: ClassVar = {"prompt": "box"}
+
+    def __init__(self, mask_logits: Tensor) -> None:
+        super().__init__()
+        self.mask_logits = mask_logits
+
+    def predict(self, image: Tensor, boxes: Tensor | None) -> Prediction:
+        return Prediction(self.mask_logits, torch.full((len(image), 2), 0.5))
+
+
+def test_each_reason_for_a_look_has_its_flag():
+    logits = torch.cat([squares(8, 0, 8), squares(8, sureness=0.3)])
+    boxes = torch.tensor(
+        [[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 9.0, 9.0], [30.0, 30.0, 60.0, 60.0], [0.0, 0.0, 32.0, 32.0]]
+    )
+    found = PromptInferer().predict(IMAGES[[0, 1, 2, 2]], Fixed(logits), boxes)  # type: ignore[arg-type]
+    assert found.flags == [(), (Flag.EMPTY_MASK,), (Flag.BOX_MASK_DISAGREE,), (Flag.UNSURE_MASK,)]
+    detected = PromptInferer(detector).predict(IMAGES, Fixed(squares(16, 8, 8)))  # type: ignore[arg-type]
+    assert Flag.NO_BOX in detected.flags[2]
+    assert Flag.BOX_MASK_DISAGREE not in detected.flags[2]  # a stand-in is nobody's opinion
+
+
+def test_a_mask_without_a_box_cannot_disagree(network: AmSam):
+    assert not any(Flag.BOX_MASK_DISAGREE in flags for flags in PromptInferer().predict(IMAGES, network).flags)
+
+
+@pytest.mark.parametrize("views", ["mirror", "all"])
+def test_views_make_the_answer_the_same_for_an_image_and_its_mirror_image(views: ViewKind, network: AmSam):
+    inferer = PromptInferer(dark_object, views)
+    images = IMAGES.clone()
+    images[:, :, 10:30, 5:40] = 0
+    seen, mirrored = (inferer.predict(batch, network) for batch in (images, images.flip(-1)))
+    torch.testing.assert_close(mirrored.mask_logits.flip(-1), seen.mask_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mirrored.predicted_iou, seen.predicted_iou, rtol=1e-4, atol=1e-4)
+    assert seen.boxes is not None
+    assert seen.boxes.tolist() == [pytest.approx([5, 10, 40, 30])] * 3
+    assert not torch.allclose(PromptInferer(dark_object).predict(images, network).mask_logits, seen.mask_logits)
+
+
+def dark_object(image: Tensor) -> Detections:
+    boxes = torch.stack([box_from_mask(pixels.sum(dim=0) == 0) for pixels in image])  # type: ignore[misc]
+    return Detections(boxes, torch.full((len(image),), 0.5), torch.ones(len(image), dtype=torch.bool))
+
+
+def test_boxes_of_views_count_by_their_confidence(network: AmSam):
+    answers = [
+        Detections(torch.tensor([[8.0, 0.0, 32.0, 16.0]]), torch.tensor([0.75]), torch.tensor([True])),
+        Detections(torch.tensor([[64.0 - 40, 0.0, 64.0, 20.0]]), torch.tensor([0.25]), torch.tensor([True])),
+    ]
+    found = PromptInferer(lambda image: answers.pop(0), "mirror").predict(IMAGES[:1], network)
+    assert found.boxes is not None
+    assert found.boxes.tolist() == [[6.0, 0.0, 34.0, 17.0]]
+    assert found.box_confidence.tolist() == [0.75]
+
+
+def test_an_object_that_no_view_shows_has_the_full_images_box(network: AmSam):
+    nothing = Detections(full_image_box((TINY_SIZE, TINY_SIZE))[None], torch.zeros(1), torch.tensor([False]))
+    found = PromptInferer(lambda image: nothing, "mirror").predict(IMAGES[:1], network)
+    assert found.boxes is not None
+    assert found.boxes.tolist() == [[0, 0, TINY_SIZE, TINY_SIZE]]
+    assert found.box_sources == ["full image"]
+
+
+def test_unknown_views_are_refused():
+    with pytest.raises(ConfigError, match="'top'; expected one of"):
+        PromptInferer(detector, "top")  # type: ignore[arg-type]
 
 
 def test_as_a_monai_inferer_it_returns_the_logits(network: AmSam):

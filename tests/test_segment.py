@@ -18,8 +18,10 @@ import torch
 
 from amsam_med.bundle import open_bundle
 from amsam_med.checkpoint import save_adapter
-from amsam_med.data.readers import image_size, read_mask
+from amsam_med.data.readers import image_size, read_image, read_mask
+from amsam_med.data.writers import FLAG_COLOUR
 from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.infer import AGREEMENT_IOU, SURE_DICE
 from amsam_med.model import build_amsam
 from amsam_med.records import COLUMNS
 from amsam_med.segment import SegmentOptions, SegmentSummary, Step, find_images, segment
@@ -121,6 +123,9 @@ def test_a_row_tells_box_area_and_trust_in_the_images_pixels(
     assert int(row["area_px"]) == mask.sum()
     assert float(row["area_percent"]) == pytest.approx(100 * mask.mean(), abs=1e-3)
     assert 0 <= float(row["predicted_iou"]) <= 1
+    assert 0 < float(row["certainty"]) <= 1
+    assert ("box-mask-disagree" in row["flags"]) == (float(row["box_agreement"]) < AGREEMENT_IOU)
+    assert ("unsure-mask" in row["flags"]) == (float(row["certainty"]) < SURE_DICE)
     assert float(row["seconds"]) > 0
 
 
@@ -131,13 +136,37 @@ def test_an_image_without_a_detection_is_counted_and_has_the_full_images_box(
     row = rows_of(tmp_path / "out")[2]
     assert Path(row["file"]).name == "c.png"
     assert row["box_source"] == "full image"
+    assert "no-box" in row["flags"].split(";")
+    assert "box-mask-disagree" not in row["flags"]
     assert [row[f"box_{edge}_px"] for edge in ("x1", "y1", "x2", "y2")] == ["0.0", "0.0", "64.0", "64.0"]
 
 
 def test_without_a_detector_there_is_no_box(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
     segment([photos / "a.png"], tmp_path / "out", replace(options, overrides={}))
     (row,) = rows_of(tmp_path / "out")
-    assert (row["box_source"], row["box_x1_px"]) == ("none", "")
+    assert (row["box_source"], row["box_x1_px"], row["box_agreement"]) == ("none", "", "")
+
+
+def test_a_flagged_image_is_counted_and_its_overlay_says_so(
+    photos: Path, tmp_path: Path, options: SegmentOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = replace(options, formats=("png", "overlay"))
+    for limit in (0.0, 1.1):
+        monkeypatch.setattr("amsam_med.infer.SURE_DICE", limit)
+        monkeypatch.setattr("amsam_med.infer.AGREEMENT_IOU", limit)
+        assert segment([photos / "a.png"], tmp_path / str(limit), both).flagged == (limit > 0)
+    (row,) = rows_of(tmp_path / "1.1")
+    assert row["flags"] == "box-mask-disagree;unsure-mask"
+    overlays = [read_image(tmp_path / folder / "overlays" / "a_overlay.png").pixels for folder in ("0.0", "1.1")]
+    is_red = [(pixels == np.array(FLAG_COLOUR)[:, None, None]).all(axis=0) for pixels in overlays]
+    assert not is_red[0].any()
+    assert is_red[1][-4:].mean() > 0.3
+
+
+def test_other_views_do_not_mix_with_earlier_results(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
+    segment([photos], tmp_path / "out", options)
+    with pytest.raises(ConfigError, match="made with another test_views"):
+        segment([photos], tmp_path / "out", replace(options, test_views="mirror"))
 
 
 def test_broken_files_become_rows_and_the_rest_is_done(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
@@ -345,11 +374,19 @@ def test_a_run_in_another_thread_leaves_signals_alone(photos: Path, tmp_path: Pa
 def test_the_run_says_what_made_the_results(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
     segment([photos], tmp_path / "out", options)
     run = run_of(tmp_path / "out")
+    flagged = sum(bool(row["flags"]) for row in rows_of(tmp_path / "out"))
     assert run["fingerprint"]["weights"] == {  # type: ignore[index]
         "model": sha256(Path(options.bundle) / "models" / "model.pt"),
         "detector": None,
     }
-    assert run["counts"] == {"images": 4, "done": 4, "failed": 0, "skipped": 0, "full_image_boxes": 1}
+    assert run["counts"] == {
+        "images": 4,
+        "done": 4,
+        "failed": 0,
+        "skipped": 0,
+        "full_image_boxes": 1,
+        "flagged": flagged,
+    }
     assert run["command"].startswith(f"amsam segment {photos} -o {tmp_path / 'out'} --bundle")  # type: ignore[attr-defined]
     assert run["settings"]["device"] == "cpu"  # type: ignore[index]
     assert str(tmp_path) not in json.dumps(run["fingerprint"])

@@ -12,6 +12,7 @@ from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from amsam_med.evaluate import EvaluateResult
+    from amsam_med.views import ViewKind
 
 
 @click.command(no_args_is_help=True)
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 @options.adapters_base
 @options.detector
 @options.device
+@click.option(
+    "--test-views",
+    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
+    help="As for `amsam segment`.  [default: the bundle's, which is none]",
+)
 def evaluate(
     data: Path,
     output: Path,
@@ -34,6 +40,7 @@ def evaluate(
     base_weights: Path | None,
     detector: str | None,
     device: str,
+    test_views: ViewKind | None,
 ) -> None:
     """Score a model on labelled images, at the images' own size.
 
@@ -47,7 +54,7 @@ def evaluate(
 
     \b
     The output folder then holds:
-      scores.csv    Dice, IoU and HD95 of every image
+      scores.csv    Dice, IoU, HD95 and flags of every image
       scores.json   means with 95 % bootstrap intervals, threshold Jaccard, empty masks
       scores.png    the distribution of Dice
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
@@ -55,7 +62,8 @@ def evaluate(
     from amsam_med.evaluate import EvaluateOptions
     from amsam_med.evaluate import evaluate as run
 
-    chosen = EvaluateOptions(bundle or default_bundle(adapter), adapter, base_weights, part, detector, device)
+    model = (bundle or default_bundle(adapter), adapter, base_weights)
+    chosen = EvaluateOptions(*model, part, detector, device, test_views)
     with progress_bars("scoring") as (scored,):
         result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)
@@ -74,6 +82,7 @@ def _print(result: EvaluateResult) -> None:
         "HD95": "-" if summary.hd95 is None else f"{summary.hd95:.1f} px ({summary.hd95_images} images)",
         "empty predictions": f"{summary.empty_predictions}",
         "empty truths": f"{summary.empty_truths}",
+        "flagged": f"{summary.flagged}",
         "Dice at the logits": f"{100 * summary.dice_at_logits:.1f} %",
     }
     for name, text in rows.items():

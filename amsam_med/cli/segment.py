@@ -14,6 +14,7 @@ from amsam_med.cli import INTERRUPTED, options
 
 if TYPE_CHECKING:
     from amsam_med.segment import Progress, SegmentSummary, Step
+    from amsam_med.views import ViewKind
 
 FORMAT_NAMES = ("png", "overlay")  # of amsam_med.data.writers.FORMATS, which --help need not load
 
@@ -44,6 +45,12 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @options.adapters_base
 @options.detector
 @click.option(
+    "--test-views",
+    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
+    help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
+    "[default: the bundle's, which is none]",
+)
+@click.option(
     "--format",
     "formats",
     callback=_format_names,
@@ -70,6 +77,7 @@ def segment(
     adapter: Path | None,
     base_weights: Path | None,
     detector: str | None,
+    test_views: ViewKind | None,
     formats: tuple[str, ...],
     device: str,
     batch_size: int,
@@ -90,8 +98,11 @@ def segment(
     The output folder then holds:
       masks/SUBFOLDER/NAME_segmentation.png   0 and 255, in the image's own size
       overlays/SUBFOLDER/NAME_overlay.jpg     outline and box over the image
-      results.csv                             box, area, confidence or error of every image
+      results.csv                             box, area, confidence, flags or error of every image
       run.json                                weights, settings, versions, counts
+
+    Look at the images that are flagged: there the detector found nothing, box and mask disagree, or the mask is unsure
+    or empty. Their overlays say so in words and have a dashed box.
 
     The same command again goes on where it was stopped: images that are done are skipped. Images that cannot be read
     are listed with their error and do not stop the others. Of images with one name, as a.jpg and a.png, the first keeps
@@ -106,7 +117,15 @@ def segment(
     from amsam_med.segment import segment as run
 
     chosen = SegmentOptions(
-        bundle or default_bundle(adapter), adapter, base_weights, detector, formats, device, batch_size, overwrite
+        bundle or default_bundle(adapter),
+        adapter,
+        base_weights,
+        detector,
+        formats,
+        device,
+        batch_size,
+        overwrite,
+        test_views,
     )
     try:
         with _progress_bar() as progress:
@@ -152,6 +171,7 @@ def _print(summary: SegmentSummary) -> None:
         "failed": str(summary.failed),
         "skipped": str(summary.skipped),
         "full-image boxes": str(summary.full_image_boxes),
+        "flagged": str(summary.flagged),
         "seconds": f"{summary.seconds:.1f}",
         "images/s": f"{summary.images_per_second:.1f}",
     }
@@ -159,6 +179,8 @@ def _print(summary: SegmentSummary) -> None:
         click.echo(f"{name:<18}{number:>8}")
     if summary.skipped:
         click.echo(f"{summary.skipped} of {summary.images} images were done before; --overwrite does them again.")
+    if summary.flagged:
+        click.echo(f"{summary.flagged} images deserve a look: the column flags of results.csv says why.")
     click.echo(f"Results are in {summary.output}.")
     for file, error in summary.failures:
         click.echo(f"failed: {file}: {error}", err=True)

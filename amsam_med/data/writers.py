@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
@@ -40,10 +41,13 @@ OUTLINE_COLOURS: tuple[Colour, ...] = (
 """RGB of classes 1, 2, ... (then again from the first): apart from skin and tissue, and for the colour-blind."""
 
 BOX_COLOUR = (255, 255, 255)
+FLAG_COLOUR = (176, 0, 32)
 MASK_ENDING = "_segmentation.png"
 """What follows an image's stem in the name of its mask, as in ISIC 2018."""
 
 _PIXELS_PER_LINE_WIDTH = 320  # a line is this share of the image's longer side
+_DASH_WIDTHS = 8  # a dash is as many line widths long
+_SMALLEST_WORDS = 8.0  # pixels
 
 
 class Result(NamedTuple):
@@ -53,11 +57,13 @@ class Result(NamedTuple):
         image: The image file.
         mask: Class ids, uint8 ``(H, W)``, in the original frame.
         box_in_original: float32 ``(4,)``, xyxy pixels of the image; None where no box was used.
+        flags: Words that say why the result deserves a look; mostly none.
     """
 
     image: Path
     mask: NDArray[np.uint8]
     box_in_original: Tensor | None
+    flags: Sequence[str] = ()
 
 
 class Format(NamedTuple):
@@ -112,14 +118,18 @@ def write_overlay(
     mask: NDArray[np.uint8] | Tensor,
     path: str | PathLike[str],
     box: tuple[float, float, float, float] | NDArray[np.float32] | Tensor | None = None,
+    flags: Sequence[str] = (),
 ) -> None:
     """Draw the outline of each class, and the box it came from, over the image.
+
+    A flagged result has a dashed box, and its flags on a red strip at the bottom.
 
     Args:
         image: uint8 ``(3, H, W)`` RGB.
         mask: Class ids, uint8 ``(H, W)``.
         path: The file; its suffix gives the format (``.png``, ``.jpg``).
         box: x1, y1, x2, y2 in pixels of the image, or None.
+        flags: Words that say why the result deserves a look.
 
     Raises:
         DataError: Image and mask do not fit together.
@@ -131,9 +141,11 @@ def write_overlay(
     line_width = max(1, round(max(ids.shape) / _PIXELS_PER_LINE_WIDTH))
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if box is not None:
-        _draw_box(picture, [float(edge) for edge in box], max(1, line_width // 2))
+        _draw_box(picture, [float(edge) for edge in box], max(1, line_width // 2), is_dashed=bool(flags))
     for class_id in np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1:
         _draw_outline(picture, ids == class_id, OUTLINE_COLOURS[(class_id - 1) % len(OUTLINE_COLOURS)], line_width)
+    if flags:
+        _draw_words(picture, ", ".join(flags))
     with atomic_path(path) as lent:
         picture.save(lent, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
 
@@ -182,15 +194,33 @@ def _draw_outline(picture: PIL.Image.Image, is_object: NDArray[np.bool_], colour
         draw.line(points, fill=colour, width=line_width, joint="curve")
 
 
-def _draw_box(picture: PIL.Image.Image, box_in_original: list[float], line_width: int) -> None:
+def _draw_box(picture: PIL.Image.Image, box_in_original: list[float], line_width: int, is_dashed: bool) -> None:
     x1, y1, x2, y2 = box_in_original
     right, bottom = max(x1, min(x2, picture.width) - 1), max(y1, min(y2, picture.height) - 1)  # last pixels inside
-    PIL.ImageDraw.Draw(picture).rectangle((max(x1, 0), max(y1, 0), right, bottom), outline=BOX_COLOUR, width=line_width)
+    draw, edges = PIL.ImageDraw.Draw(picture), (max(x1, 0), max(y1, 0), right, bottom)
+    if not is_dashed:
+        draw.rectangle(edges, outline=BOX_COLOUR, width=line_width)
+        return
+    frame = PIL.Image.new("L", picture.size)
+    PIL.ImageDraw.Draw(frame).rectangle(edges, outline=255, width=line_width)
+    rows, columns = np.indices((picture.height, picture.width), sparse=True)
+    is_dash = (rows + columns) // (_DASH_WIDTHS * line_width) % 2 == 0  # along either axis, dash and gap alternate
+    draw.bitmap((0, 0), PIL.Image.fromarray(np.asarray(frame) * is_dash.astype(np.uint8)), fill=BOX_COLOUR)
+
+
+def _draw_words(picture: PIL.Image.Image, words: str) -> None:
+    """Words on a strip at the bottom, as large as fits."""
+    size = max(_SMALLEST_WORDS, picture.height / 24)
+    wanted = PIL.ImageFont.load_default(size).getlength(words)
+    size = max(_SMALLEST_WORDS, size * min(1, 0.96 * picture.width / wanted))
+    draw, font, top = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(size), picture.height - 1.5 * size
+    draw.rectangle((0, top, picture.width, picture.height), fill=FLAG_COLOUR)
+    draw.text((picture.width / 2, top + 0.75 * size), words, fill=BOX_COLOUR, font=font, anchor="mm")
 
 
 def _write_overlay(result: Result, path: Path) -> None:
     # Reading the image again costs less than holding all images of a batch at full size.
-    write_overlay(read_image(result.image).pixels, result.mask, path, result.box_in_original)
+    write_overlay(read_image(result.image).pixels, result.mask, path, result.box_in_original, result.flags)
 
 
 FORMATS = {

@@ -28,12 +28,15 @@ class DetectorWeights(NamedTuple):
         class_name: What it finds; the first one if there are several.
         class_count: How many kinds of objects it tells apart.
         input_size: Side of the square that it was trained on, in pixels.
+        edge_error: How far it puts edges from where they are, see :class:`amsam_med.detect.scores.BoxScores`; 0 where
+            nobody measured it.
     """
 
     state: Mapping[str, Tensor]
     class_name: str
     class_count: int
     input_size: int
+    edge_error: float = 0.0
 
 
 def read_weights(path: Path, trust_pickle: bool = False) -> DetectorWeights:
@@ -73,6 +76,7 @@ def write_weights(weights: DetectorWeights, path: Path, **remarks: str) -> None:
         "class_name": weights.class_name,
         "nc": str(weights.class_count),
         "input_size": str(weights.input_size),
+        "edge_error": f"{weights.edge_error:.6g}",
         **remarks,
     }
     replace_file(path, save({name: compact(tensor) for name, tensor in weights.state.items()}, header))
@@ -107,7 +111,8 @@ def _read_safetensors(path: Path) -> DetectorWeights:
         expected = f"expected {FORMAT!r}, version {FORMAT_VERSION}"
         raise WeightsError(f"{path.name} has format {got[0]!r}, version {got[1]}; {expected}. Give a detector's file")
     try:
-        return DetectorWeights(state, header["class_name"], int(header["nc"]), int(header["input_size"]))
+        edge_error = float(header.get("edge_error", 0.0))  # earlier files have none
+        return DetectorWeights(state, header["class_name"], int(header["nc"]), int(header["input_size"]), edge_error)
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{path.name} has a damaged header ({error!r}); copy or train it again") from error
 

@@ -71,6 +71,7 @@ with _switched_off():
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import ROOT, YAML
+    from ultralytics.utils.torch_utils import unset_deterministic
 
 ARCHITECTURE = "yolov8n"
 MIN_CONFIDENCE = 0.05
@@ -89,13 +90,19 @@ class YoloDetector(nn.Module):
         class_name: What it finds.
         input_size: Side of the square that the network was trained on, in pixels; a multiple of 32, at least 64.
         min_confidence: Boxes below it do not count, in [0, 1].
+        edge_error: How far it puts the edges of boxes from where they are on images that it has not learned from, as
+            the standard deviation in shares of the box's width and height; 0 where it is not known.
 
     Raises:
         ConfigError: ``input_size`` or ``min_confidence`` is out of range.
     """
 
     def __init__(
-        self, class_name: str = "object", input_size: int = 256, min_confidence: float = MIN_CONFIDENCE
+        self,
+        class_name: str = "object",
+        input_size: int = 256,
+        min_confidence: float = MIN_CONFIDENCE,
+        edge_error: float = 0.0,
     ) -> None:
         super().__init__()
         _check_input_size(input_size)
@@ -104,6 +111,7 @@ class YoloDetector(nn.Module):
         self.class_name = class_name
         self.input_size = input_size
         self.min_confidence = min_confidence
+        self.edge_error = edge_error
         self.network = _build_network().requires_grad_(False)
         self.train(False)
 
@@ -111,6 +119,14 @@ class YoloDetector(nn.Module):
         """Stay in evaluation mode, whatever a surrounding module is set to."""
         super().train(False)
         return self
+
+    def fuse(self) -> YoloDetector:
+        """Fold batch normalisation into the convolutions, and lay weights out for speed (in place, for good).
+
+        The boxes stay the same but for rounding, in nine tenths of the time on a CPU.
+        """
+        self.network.fuse(verbose=False)  # type: ignore[operator]
+        return self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Detections:
@@ -180,7 +196,8 @@ class TrainingOptions(NamedTuple):
     Attributes:
         class_name: What the detector finds.
         has_instances: Every id of a label is an object of its own; else all its non-zero pixels are one object.
-        epochs: Passes over the training part; the one with the best validation is kept.
+        epochs: Passes over the training part; the one with the best validation is kept. With 0, ``start`` is measured
+            as it is.
         batch_size: Images a step.
         seed: Of the random weights, the order and the augmentation.
         device: "auto", "cpu" or "cuda".
@@ -203,7 +220,7 @@ class TrainingOptions(NamedTuple):
 
 
 def load_detector(path: str | Path, min_confidence: float = MIN_CONFIDENCE, trust_pickle: bool = False) -> YoloDetector:
-    """Read a detector, strictly.
+    """Read a detector, strictly, and make it fast; :func:`save_detector` does not take it any more.
 
     Args:
         path: A file that :func:`save_detector` wrote, or an ultralytics ``.pt`` of a YOLOv8n with one class.
@@ -219,18 +236,20 @@ def load_detector(path: str | Path, min_confidence: float = MIN_CONFIDENCE, trus
     if weights.class_count != 1:
         got = f"{path.name} finds {weights.class_count} classes"
         raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
-    detector = YoloDetector(weights.class_name, weights.input_size, min_confidence)
+    detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
     try:
         detector.network.load_state_dict(weights.state)
     except RuntimeError as error:
         what = f"a {ARCHITECTURE} with one class"
         raise WeightsError(f"{path.name} does not hold {what}; `amsam detector train` makes one") from error
-    return detector
+    return detector.fuse()
 
 
 def save_detector(detector: YoloDetector, path: Path, scores: DetectorScores | None = None) -> None:
     """Write a detector as fp16 safetensors (6 MB), and its scores beside it as JSON; both replaced atomically."""
-    weights = DetectorWeights(detector.network.state_dict(), detector.class_name, 1, detector.input_size)
+    assert not detector.network.is_fused(), "a fused detector lacks tensors of its file; copy the file"  # type: ignore[operator]
+    state = detector.network.state_dict()
+    weights = DetectorWeights(state, detector.class_name, 1, detector.input_size, detector.edge_error)
     write_weights(weights, path, model=f"{ARCHITECTURE}.yaml", ultralytics=ultralytics.__version__)
     if scores is not None:
         plain = {**scores._asdict(), "best_box": scores.best_box._asdict()}
@@ -268,17 +287,22 @@ def train_detector(
     with tempfile.TemporaryDirectory(prefix="amsam-detector-") as folder, _kept_environment():
         parts = [
             write_yolo_folder(samples, Path(folder) / name, options.has_instances)
-            for name, samples in (("training", train), ("validation", validation))
+            for name, samples in (("training", train if options.epochs else validation), ("validation", validation))
         ]
         if parts[1].input_size != parts[0].input_size:
             sizes = f"{parts[0].input_size} px for training and {parts[1].input_size} px for validation"
             raise DataError(f"The images have {sizes}; prepare both parts for one input size")
         training = _Training(network, parts[0], parts[1], options, on_progress or (lambda progress: None))
-        training.train()  # type: ignore[no-untyped-call]
+        if options.epochs:
+            training.train()  # type: ignore[no-untyped-call]
+        else:
+            training.measure()
     detector = YoloDetector(options.class_name, parts[0].input_size)
     detector.network.load_state_dict(training.best_state)
     map50, map50_95 = (training.best_metrics[f"metrics/{name}(B)"] for name in ("mAP50", "mAP50-95"))
-    return detector, DetectorScores(map50, map50_95, score_boxes(detector, validation, options.has_instances))
+    best_box = score_boxes(detector, validation, options.has_instances)
+    detector.edge_error = best_box.edge_error
+    return detector, DetectorScores(map50, map50_95, best_box)
 
 
 class _Training(DetectionTrainer):
@@ -316,6 +340,19 @@ class _Training(DetectionTrainer):
         super().__init__(overrides=_ultralytics_settings(train, options))
         torch.set_num_threads(threads)  # ultralytics takes all cores but one
         self.model = network
+
+    def measure(self) -> None:
+        """Validate the weights as they are, as if they were those of an epoch."""
+        try:
+            self._setup_train()  # type: ignore[no-untyped-call]
+            batch = self.preprocess_batch(next(iter(self.train_loader)))
+            # What a validation expects of an epoch: its number, its loss and the names of the parts of it.
+            self.epoch, (loss, self.loss_items) = 0, self.ema.ema.loss(batch)
+            self.loss = loss.sum()
+            self.metrics, self.fitness = self.validate()  # type: ignore[no-untyped-call]
+            self.save_model()
+        finally:
+            unset_deterministic()  # type: ignore[no-untyped-call]
 
     def get_dataset(self) -> dict[str, Any]:
         """The data as it is: ultralytics' own check looks for a font and downloads it."""
@@ -357,7 +394,7 @@ def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[s
         "data": "given.yaml",  # unused, as is `model`, but not allowed to be empty
         "save_dir": str(train.images.parent / "run"),
         "imgsz": train.input_size,
-        "epochs": options.epochs,
+        "epochs": max(1, options.epochs),
         "batch": options.batch_size,
         "nbs": options.batch_size,  # a step of the optimiser each batch: few-shot sets have few of them
         "seed": options.seed,
@@ -397,9 +434,10 @@ def _start_from(network: nn.Module, path: Path, trust_pickle: bool) -> None:
 
 
 def _check_options(options: TrainingOptions) -> None:
-    if options.epochs < 1 or options.batch_size < 1 or not 0 <= options.mosaic <= 1:
+    fewest_epochs = 1 if options.start is None else 0
+    if options.epochs < fewest_epochs or options.batch_size < 1 or not 0 <= options.mosaic <= 1:
         got = f"epochs={options.epochs}, batch_size={options.batch_size}, mosaic={options.mosaic}"
-        raise ConfigError(f"{got}; expected whole numbers from 1 and a mosaic from 0 to 1")
+        raise ConfigError(f"{got}; expected whole numbers from 1 (0 epochs with given weights), and a mosaic of 0 to 1")
     _device(options.device)
 
 

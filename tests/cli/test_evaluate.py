@@ -29,7 +29,7 @@ def test_the_table_says_what_the_file_says(
 
 
 def test_the_table_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = Summary(100, 0.8, (0.75, 0.85), 0.9, 0.7, (0.65, 0.75), 0.6, 12.34, 98, 2, 0, 0.81)
+    summary = Summary(100, 0.8, (0.75, 0.85), 0.9, 0.7, (0.65, 0.75), 0.6, 12.34, 98, 2, 0, 0.81, 7)
     _print(EvaluateResult(tmp_path, "test", summary, 0.8))
     assert capsys.readouterr().out.splitlines()[:-1] == [
         "images              100 (test)",
@@ -40,6 +40,7 @@ def test_the_table_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "HD95                12.3 px (98 images)",
         "empty predictions   2",
         "empty truths        0",
+        "flagged             7",
         "Dice at the logits  81.0 %",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import nullcontext
@@ -33,8 +34,8 @@ def test_a_folder_is_segmented_and_summed_up(
 ) -> None:
     assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 0
     printed = capsys.readouterr()
-    words = dict(line.rsplit(maxsplit=1) for line in printed.out.splitlines()[:6])
-    assert list(words) == ["done", "failed", "skipped", "full-image boxes", "seconds", "images/s"]
+    words = dict(line.rsplit(maxsplit=1) for line in printed.out.splitlines()[:7])
+    assert list(words) == ["done", "failed", "skipped", "full-image boxes", "flagged", "seconds", "images/s"]
     assert (words["done"], words["failed"], words["skipped"]) == ("3", "0", "0")
     assert printed.err == ""  # no bar where nobody looks at it
     assert (
@@ -54,6 +55,18 @@ def test_a_second_run_says_how_many_were_skipped(
     assert cli.main([*words, "--overwrite"]) == 0
 
 
+def test_flagged_images_are_counted_and_the_table_is_named(
+    photos: Path, tmp_path: Path, small_bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("amsam_med.infer.SURE_DICE", 1.1)  # nothing is sure enough
+    words = ["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle, "--test-views", "mirror"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "flagged                  3\n" in printed
+    assert "3 images deserve a look: the column flags of results.csv says why." in printed
+    assert "--test-views mirror" in json.loads((tmp_path / "out" / "run.json").read_text())["command"]
+
+
 def test_a_broken_file_is_named_and_gives_exit_code_1(
     photos: Path, tmp_path: Path, small_bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +82,7 @@ def test_a_broken_file_is_named_and_gives_exit_code_1(
         (["--bundle", "amsam_heart"], "amsam_heart is neither a shipped bundle"),
         (["nowhere.png"], "'nowhere.png' does not exist"),
         (["--device", "tpu"], "'tpu' is not one of"),
+        (["--test-views", "top"], "'top' is not one of"),
         (["--batch-size", "0"], "0 is not in the range"),
     ],
 )

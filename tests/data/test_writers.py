@@ -11,7 +11,15 @@ import torch
 from skimage.segmentation import find_boundaries
 
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.writers import BOX_COLOUR, OUTLINE_COLOURS, SaveMaskd, atomic_path, write_mask_png, write_overlay
+from amsam_med.data.writers import (
+    BOX_COLOUR,
+    FLAG_COLOUR,
+    OUTLINE_COLOURS,
+    SaveMaskd,
+    atomic_path,
+    write_mask_png,
+    write_overlay,
+)
 from amsam_med.errors import DataError
 
 GREY = np.full((3, 40, 60), 90, np.uint8)
@@ -91,6 +99,25 @@ def test_a_box_has_its_last_pixels_inside(tmp_path: Path) -> None:
     is_drawn = (read_image(tmp_path / "o.png").pixels == np.array(BOX_COLOUR)[:, None, None]).all(axis=0)
     rows, columns = np.nonzero(is_drawn)
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (5, 6, 60, 40)
+
+
+def test_a_flagged_result_has_a_dashed_box_and_words_at_the_bottom(tmp_path: Path) -> None:
+    grey, empty, box = np.full((3, 200, 240), 90, np.uint8), np.zeros((200, 240), np.uint8), (20.0, 10.0, 220.0, 150.0)
+    write_overlay(grey, empty, tmp_path / "plain.png", box)
+    write_overlay(grey, empty, tmp_path / "flagged.png", box, ("no-box", "unsure-mask"))
+    plain, flagged = (read_image(tmp_path / name).pixels.transpose(1, 2, 0) for name in ("plain.png", "flagged.png"))
+    is_box, is_dash = ((shown[:160] == BOX_COLOUR).all(axis=-1) for shown in (plain, flagged))
+    assert not (is_dash & ~is_box).any()
+    assert 0.4 < is_dash.sum() / is_box.sum() < 0.6
+    is_strip = (flagged[190:] == FLAG_COLOUR).all(axis=-1)
+    assert 0.5 < is_strip.mean() < 0.98  # the rest is words
+    assert not (plain == FLAG_COLOUR).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("size", [(3, 5), (16, 400), (3000, 40)])
+def test_flags_are_written_on_images_of_any_shape(size: tuple[int, int], tmp_path: Path) -> None:
+    write_overlay(np.full((3, *size), 90, np.uint8), np.ones(size, np.uint8), tmp_path / "o.png", flags=("empty-mask",))
+    assert (read_image(tmp_path / "o.png").pixels[:, -1] == np.array(FLAG_COLOUR)[:, None]).all(axis=0).any()
 
 
 def test_lines_grow_with_the_image(tmp_path: Path) -> None:

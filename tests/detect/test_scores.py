@@ -40,6 +40,21 @@ def test_shares_are_counted_over_images_with_an_object() -> None:
     assert (scores.iou50, scores.iou75, scores.without_box, scores.false_boxes) == (0.5, 0.25, 0.25, 1)
 
 
+def test_the_edge_error_is_the_deviation_of_edges_in_shares_of_the_object() -> None:
+    noise = 0.05 * torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    boxes = [[10 + 20 * a, 4 + 40 * b, 30 + 20 * c, 44 + 40 * d] for a, b, c, d in noise.tolist()]
+    samples = [item((5, 2, 15, 22))] * 400  # in a 64 px image it is 10, 4, 30, 44
+    assert score_boxes(Fixed(*boxes), samples).edge_error == pytest.approx(0.05, rel=0.05)
+
+
+def test_boxes_of_something_else_and_wild_ones_do_not_count_as_edge_error() -> None:
+    shifted, elsewhere, wild = [22.0, 18.0, 42.0, 38.0], [0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 40.0, 64.0]
+    samples = [item((10, 10, 20, 20))] * 5  # in a 64 px image it is 20, 20, 40, 40; each edge is off by a tenth
+    assert score_boxes(Fixed(*[shifted] * 3, elsewhere, None), samples).edge_error == pytest.approx(0.14826)
+    assert score_boxes(Fixed(*[shifted] * 4, wild), samples).edge_error == pytest.approx(0.14826)
+    assert score_boxes(Fixed(elsewhere), samples[:1]).edge_error == 0
+
+
 def test_a_full_image_stand_in_earns_nothing() -> None:
     assert score_boxes(Fixed(None), [item((0, 0, 32, 32))]).mean_iou == 0
 

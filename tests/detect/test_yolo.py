@@ -150,6 +150,28 @@ def test_a_file_is_small_and_says_what_it_is(detector: YoloDetector, tmp_path: P
     assert header["model"] == "yolov8n.yaml"
 
 
+def test_the_edge_error_is_kept_in_the_file_and_earlier_files_have_none(tmp_path: Path) -> None:
+    detector = YoloDetector("square", SIZE, edge_error=0.0375)
+    save_detector(detector, tmp_path / "new.safetensors")
+    assert load_detector(tmp_path / "new.safetensors").edge_error == 0.0375
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        header = {name: text for name, text in file.metadata().items() if name != "edge_error"}
+        save_file({name: file.get_tensor(name) for name in file.keys()}, tmp_path / "old.safetensors", header)  # noqa: SIM118
+    assert load_detector(tmp_path / "old.safetensors").edge_error == 0
+
+
+def test_a_fused_detector_finds_the_same(detector: YoloDetector) -> None:
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training: fresh ones do nothing
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    before = detector.network(images)[0]
+    after = detector.fuse().network(images)[0]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.modules())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
 def test_values_beyond_half_precision_are_cut_and_not_lost(detector: YoloDetector, tmp_path: Path) -> None:
     weights = DetectorWeights({"large": torch.tensor([1e6, -1e6])}, "square", 1, SIZE)
     write_weights(weights, tmp_path / "large.safetensors")
@@ -234,6 +256,17 @@ def test_training_reports_every_step_and_measures_the_result(tmp_path: Path) -> 
     assert '"map50"' in (tmp_path / "square.json").read_text()
 
 
+def test_without_epochs_given_weights_are_measured_and_kept(detector: YoloDetector, tmp_path: Path) -> None:
+    save_detector(detector, tmp_path / "given.safetensors")
+    options = TrainingOptions("square", epochs=0, device="cpu", start=tmp_path / "given.safetensors")
+    measured, scores = train_detector([], items(3), options)
+    expected = detector.network.state_dict()
+    assert all(torch.equal(tensor, expected[name].half()) for name, tensor in _halves(measured).items())
+    assert scores.best_box.images == 3
+    assert 0 <= scores.map50 <= 1
+    assert measured.edge_error == scores.best_box.edge_error
+
+
 def test_the_same_seed_gives_the_same_detector() -> None:
     options = TrainingOptions(epochs=1, batch_size=2, seed=5, device="cpu")
     first, second = (train_detector(items(2), items(1), options)[0].state_dict() for _ in range(2))
@@ -303,6 +336,11 @@ def test_parts_of_different_sizes_are_refused() -> None:
     large = {"image": torch.zeros(3, 96, 96), "label": torch.ones(1, 96, 96, dtype=torch.uint8)}
     with pytest.raises(DataError, match="64 px for training and 96 px for validation"):
         train_detector(items(2), [large], TrainingOptions(device="cpu"))
+
+
+def _halves(detector: YoloDetector) -> dict[str, Tensor]:
+    state = detector.network.state_dict()
+    return {name: tensor.half() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 QUIET = """

@@ -1,0 +1,111 @@
+"""How long does an image take? Encoder, decoder, detector, and all of them as `amsam segment` calls them.
+
+    python -m benchmarks.inference [--bundle amsam_isic] [--test-views none] [--data DATA] [--images 40]
+
+Images are read and squashed beforehand, from the test part of ISIC 2018 under DATA or AMSAM_DATA, or else drawn; then
+the parts work on batches of 8 on all cores, the first batch unmeasured, and the median batch counts. Let nothing else
+run beside it. The last line is ``network and box X ms an image (limit 40)``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from torch import Tensor
+
+from amsam_med.boxes import full_image_box
+from amsam_med.bundle import open_bundle
+from amsam_med.data.datalists import list_images
+from amsam_med.infer import PromptInferer
+from amsam_med.keys import Keys
+from amsam_med.model import AmSam
+from amsam_med.synthetic import write_dermoscopy
+from amsam_med.views import VIEWS_OF_KIND
+
+BATCH_SIZE = 8
+LIMIT_MS = 40
+
+
+class Part(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: What is measured.
+        work: Done once for each batch ``(8, 3, S, S)``.
+    """
+
+    name: str
+    work: Callable[[Tensor], object]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--bundle", default="amsam_isic", help="Name or folder.")
+@click.option("--test-views", type=click.Choice(list(VIEWS_OF_KIND)), default="none")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"
+)
+@click.option("--images", "count", type=click.IntRange(2 * BATCH_SIZE), default=5 * BATCH_SIZE)
+def main(bundle: str, test_views: str, data: Path | None, count: int) -> None:
+    """Print milliseconds an image of the parts and of the whole."""
+    overrides = {"test_views": test_views, "device": "$torch.device('cpu')"}
+    parser = open_bundle(bundle, "inference", overrides)
+    network, inferer, prepare = (parser.get_parsed_content(id) for id in ("network", "inferer", "preprocessing"))
+    batches, source = _batches(data or _data_of_environment(), count, prepare)
+    print(f"{bundle}, {len(batches) * BATCH_SIZE} {source} images, {torch.get_num_threads()} threads")
+    milliseconds = {}
+    with torch.inference_mode():
+        for part in _parts(network, inferer):
+            milliseconds[part.name] = _milliseconds(part.work, batches)
+            print(f"{part.name:<36}{milliseconds[part.name]:6.1f} ms an image", flush=True)
+    print(f"network and box {milliseconds[part.name]:.1f} ms an image (limit {LIMIT_MS})")
+
+
+def _parts(network: AmSam, inferer: PromptInferer) -> list[Part]:
+    size = network.input_size
+    embedding = network.image_encoder(torch.rand(BATCH_SIZE, 3, size, size))
+    box = full_image_box((size, size)).expand(BATCH_SIZE, 4)
+    parts = [Part("encoder", network.image_encoder), Part("decoder", lambda _: network(embedding, box))]
+    if inferer.detector is not None:
+        parts.append(Part(f"detector at {getattr(inferer.detector, 'input_size', '?')} px", inferer.detector))
+    views = f", {len(inferer.views)} views" if len(inferer.views) > 1 else ""
+    return [*parts, Part(f"network, box and flags{views}", lambda images: inferer.predict(images, network))]
+
+
+def _milliseconds(work: Callable[[Tensor], object], batches: Sequence[Tensor]) -> float:
+    """Of the median batch, an image; the first batch warms up."""
+    seconds = []
+    for batch in batches:
+        start = time.perf_counter()
+        work(batch)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[1:]) / BATCH_SIZE
+
+
+def _batches(data: Path | None, count: int, prepare: Callable[[Any], Any]) -> tuple[list[Tensor], str]:
+    folder = None if data is None else data / "isic2018" / "test" / "images"
+    if folder is not None and folder.is_dir():
+        return _prepared(list_images(folder)[:count], prepare), "real"
+    with tempfile.TemporaryDirectory() as name:
+        write_dermoscopy(Path(name), count, seed=0)
+        return _prepared(list_images(Path(name) / "images"), prepare), "synthetic"
+
+
+def _prepared(paths: Sequence[Path], prepare: Callable[[Any], Any]) -> list[Tensor]:
+    images = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in paths])
+    return [batch for batch in images.split(BATCH_SIZE) if len(batch) == BATCH_SIZE]
+
+
+def _data_of_environment() -> Path | None:
+    return Path(os.environ["AMSAM_DATA"]) if "AMSAM_DATA" in os.environ else None
+
+
+if __name__ == "__main__":
+    main()
