@@ -46,7 +46,7 @@ IOU_WEIGHT = 0.1
 CHECKPOINT_EVERY_S = 120.0
 LOGGED_IMAGES = 12
 """Images a source in the log during training; ``python -m pipelines.prompts`` measures all held-out ones."""
-STAGES = ((160, 0.4), (256, 1.0))
+STAGES = ((160, 0.7), (256, 1.0))
 """Input sizes in pixels and the share of the time until which each is used: most is learned where a step is cheap."""
 
 

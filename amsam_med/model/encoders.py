@@ -93,9 +93,7 @@ class CompactImageEncoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(
-        self, input_size: int = 256, is_fused: bool = True, backbone_name: str = COMPACT_BACKBONE
-    ) -> None:
+    def __init__(self, input_size: int = 256, is_fused: bool = True, backbone_name: str = COMPACT_BACKBONE) -> None:
         super().__init__()
         backbone = timm.create_model(backbone_name, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
         self.input_size = input_size
