@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from amsam_med.boxes import BoxDetector, Detections, box_from_mask, full_image_box
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
-from amsam_med.views import ViewKind, unview_image, view_boxes, view_image, views_of
+from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, view_image, views_of
 
 FULL_IMAGE = "full image"
 """Source of a box that stands in for one the detector did not find."""
@@ -133,7 +133,7 @@ class PromptInferer(Inferer):
             return self.detector(inputs)
         size = inputs.shape[-1]
         found = [self.detector(view_image(inputs, view)) for view in self.views]
-        boxes = torch.stack([_unview_boxes(one.boxes, view, size) for view, one in zip(self.views, found, strict=True)])
+        boxes = torch.stack([unview_boxes(one.boxes, view, size) for view, one in zip(self.views, found, strict=True)])
         confidence = torch.stack([one.confidence for one in found])  # (V, B); 0 where nothing was found
         is_detected = torch.stack([one.is_detected for one in found]).any(dim=0)
         mean = (confidence[..., None] * boxes).sum(dim=0) / confidence.sum(dim=0).clamp(min=1e-12)[:, None]
@@ -186,8 +186,3 @@ def _flags(box_source: str, certainty: float, box_agreement: float) -> tuple[Fla
         Flag.EMPTY_MASK: is_empty,
     }
     return tuple(flag for flag, is_given in reasons.items() if is_given)
-
-
-def _unview_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
-    """Undo :func:`amsam_med.views.view_boxes`: a mirrored view is its own inverse, a turned one goes on to four."""
-    return view_boxes(boxes, view if view >= 4 else -view % 4, size)

@@ -53,3 +53,8 @@ def view_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
     if view >= 4:
         x1, x2 = size - x2, size - x1
     return torch.stack([x1, y1, x2, y2], dim=-1)
+
+
+def unview_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
+    """Undo :func:`view_boxes`: a mirrored view is its own inverse, a turned one goes on to four quarter turns."""
+    return view_boxes(boxes, view if view >= 4 else -view % 4, size)

@@ -21,6 +21,7 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, folder_datalist, human_vikram_datalist, isic2018_datalist
 from amsam_med.detect.yolo import load_detector
 from amsam_med.train import HISTORY, TrainOptions, train
+from pipelines.detectors import as_one_person
 
 
 class Task(NamedTuple):
@@ -29,24 +30,25 @@ class Task(NamedTuple):
     Attributes:
         bundle: The bundle.
         detector: Registered name of its detector.
-        examples: The labelled images, from the data folder.
+        examples: The labelled images, from the data folder; masks that must be made go into the run's folder.
         settings: Entries of the training configuration.
     """
 
     bundle: str
     detector: str
-    examples: Callable[[Path], list[Item]]
+    examples: Callable[[Path, Path], list[Item]]
     settings: dict[str, Any]
 
 
-def lesions(data: Path) -> list[Item]:
+def lesions(data: Path, _run: Path) -> list[Item]:
     """ISIC 2018's training part."""
     return isic2018_datalist(data / "isic2018", "train")
 
 
-def people(data: Path) -> list[Item]:
-    """Human (Vikram)'s training part, and clothing photos."""
-    return [*human_vikram_datalist(data / "human_vikram", "train"), *folder_datalist(data / "pretrain/ccp")]
+def people(data: Path, run: Path) -> list[Item]:
+    """Human (Vikram)'s training part, and clothing photos, whose garments together are a person."""
+    clothing = as_one_person(folder_datalist(data / "pretrain/ccp"), run / "masks")
+    return [*human_vikram_datalist(data / "human_vikram", "train"), *clothing]
 
 
 TASKS = {
@@ -59,13 +61,13 @@ TASKS = {
 @click.argument("task", type=click.Choice(list(TASKS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--epochs", default=8)
+@click.option("--epochs", default=6)
 @click.option("--limit", type=int, help="Only the first so many examples, for a try.")
 def main(task: str, data: Path, output: Path, epochs: int, limit: int | None) -> None:
     """Train a bundle's adapter on all of its examples."""
     chosen = TASKS[task]
     overrides = {
-        "data": chosen.examples(data)[:limit],
+        "data": chosen.examples(data, output)[:limit],
         "shots": None,
         "epochs": epochs,
         "batch_size": 8,

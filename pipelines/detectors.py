@@ -92,9 +92,9 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
 
     All people of a photo are one object, as in the masks of Human (Vikram). New images and masks go into ``work``.
     """
-    vikram = Split(*hold_out(_as_one_person(human_vikram_datalist(data / "human_vikram", "train"), work / "vikram")))
-    ccp = Split(*hold_out(_as_one_person(folder_datalist(data / "pretrain/ccp"), work / "ccp")))
-    viton = Split(*hold_out(_as_one_person(folder_datalist(data / "pretrain/viton")[::10], work / "viton")))
+    vikram = Split(*hold_out(as_one_person(human_vikram_datalist(data / "human_vikram", "train"), work / "vikram")))
+    ccp = Split(*hold_out(as_one_person(folder_datalist(data / "pretrain/ccp"), work / "ccp")))
+    viton = Split(*hold_out(as_one_person(folder_datalist(data / "pretrain/viton")[::10], work / "viton")))
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
     sceneries = hold_out(_scenes_without_people(data))
@@ -196,7 +196,7 @@ def _cut_out(item: Item) -> Image.Image:
     return person.crop(person.getchannel("A").getbbox())
 
 
-def _as_one_person(items: Sequence[Item], folder: Path) -> list[Item]:
+def as_one_person(items: Sequence[Item], folder: Path) -> list[Item]:
     """Every id of a mask is a part of the person; photos whose person was not marked are left out."""
     marked = [item for item in items if np.asarray(Image.open(item["label"])).any()]
     return [_with_mask(item, lambda parts: parts > 0, folder) for item in marked]

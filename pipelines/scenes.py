@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,6 +29,9 @@ from amsam_med.synthetic.strokes import cover, wandering_strokes
 BANK_SIZE = 288
 """Side of the stored squares: a little over the model input, so that zooming in keeps detail."""
 IDS = 256
+REST_OF_PERSON = 254
+WALL_TOLERANCE = 28
+"""Levels of a channel, of 255, by which a person differs from the wall behind."""
 MINIMUM_AREA = 100
 """Smallest object that is asked for, in pixels of the model input."""
 
@@ -41,6 +45,8 @@ class Source(NamedTuple):
         has_whole: All non-zero ids together are one object (a lesion, a person, a cell).
         first: Use only the first so many images (by name); 0 for all.
         closest: Smallest part of the image's side that is shown: full-length photos make portraits, too.
+        is_studio: Taken before a plain wall: what differs from the wall belongs to the person, also where the
+            machine-made masks leave it out, as they do with necks and hems.
     """
 
     folder: str
@@ -48,6 +54,7 @@ class Source(NamedTuple):
     has_whole: bool = True
     first: int = 0
     closest: float = 0.55
+    is_studio: bool = False
 
 
 SOURCES = (
@@ -56,7 +63,7 @@ SOURCES = (
     Source("human_vikram", turn=20.0, first=190),
     Source("pretrain/ccp", turn=20.0, closest=0.3),
     Source("pretrain/coco128", turn=15.0, has_whole=False),
-    Source("pretrain/viton", turn=20.0, closest=0.4),
+    Source("pretrain/viton", turn=20.0, closest=0.4, is_studio=True),
     Source("pretrain/weizmann", turn=20.0),
     Source("pretrain/davis16", turn=20.0),
     Source("pretrain/bsds500", turn=20.0, has_whole=False),
@@ -69,25 +76,25 @@ PASTED = "pasted"
 """Name of the images made by pasting objects onto other photos, in a mix."""
 MIXES: dict[str, dict[str, float]] = {
     "tiny": {
-        "isic2018/train": 0.22,
-        "ham10000": 0.12,
-        "human_vikram": 0.11,
-        "pretrain/ccp": 0.13,
-        "pretrain/coco128": 0.05,
+        "isic2018/train": 0.30,
+        "ham10000": 0.14,
+        "human_vikram": 0.12,
+        "pretrain/ccp": 0.12,
+        "pretrain/coco128": 0.04,
         "pretrain/viton": 0.03,
-        "pretrain/weizmann": 0.015,
-        "pretrain/davis16": 0.02,
-        "pretrain/bsds500": 0.03,
-        "pretrain/dsb2018": 0.02,
+        "pretrain/weizmann": 0.01,
+        "pretrain/davis16": 0.015,
+        "pretrain/bsds500": 0.02,
+        "pretrain/dsb2018": 0.015,
         "pretrain/wbc": 0.005,
-        "pretrain/fuseg": 0.02,
+        "pretrain/fuseg": 0.015,
         "pretrain/magtile": 0.01,
-        PASTED: 0.22,
+        PASTED: 0.16,
     },
     "tiny-general": {
         "pretrain/ccp": 0.18,
         "pretrain/coco128": 0.06,
-        "pretrain/viton": 0.04,
+        "pretrain/viton": 0.06,
         "pretrain/weizmann": 0.04,
         "pretrain/davis16": 0.04,
         "pretrain/bsds500": 0.06,
@@ -95,11 +102,11 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/wbc": 0.04,
         "pretrain/fuseg": 0.12,
         "pretrain/magtile": 0.06,
-        PASTED: 0.31,
+        PASTED: 0.29,
     },
 }
 """Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram."""
-PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "human_vikram")
+PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "pretrain/viton", "human_vikram")
 OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
 OBJECT_SHARE = 0.15
@@ -160,6 +167,8 @@ def load_source(root: Path, source: Source) -> Items:
         raise FileNotFoundError(f"{folder / 'images'} is empty; expected images of {source.folder}")
     with ThreadPoolExecutor(2) as pool:
         pairs = list(pool.map(lambda path: _read_pair(path, folder / "masks"), paths))
+    if source.is_studio:
+        pairs = [(image, _with_rest_of_person(image, mask)) for image, mask in pairs]
     images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2).copy())
     ids = torch.from_numpy(np.stack([mask for _, mask in pairs]))[:, None]
     whole = torch.zeros(len(paths), IDS, dtype=torch.bool)
@@ -275,11 +284,18 @@ def paste(person: Items, scenery: Items) -> Items:
     """
     scale = math.exp(_uniform(math.log(0.45), math.log(2.0)))
     # Above 1 most people are cut off at the bottom and keep their heads, as in a portrait.
-    shift = _uniform(-0.5, 0.5), _uniform(-0.3, 0.3) if scale < 1 else _uniform(0.3, 0.9) - 0.9 * scale
+    alpha = person.whole[0][person.ids.long()].float()
+    is_cut_off = bool(alpha[0, 0, -3:].any())
+    if scale >= 1:
+        down = _uniform(0.3, 0.9) - 0.9 * scale
+    elif is_cut_off:  # half a person does not float in the air
+        down = scale - 1 - _uniform(0, 0.2)
+    else:
+        down = _uniform(-0.3, 0.3)
+    shift = _uniform(-0.5, 0.5), down
     theta = torch.tensor([[[1 / scale, 0.0, shift[0] / scale], [0.0, 1 / scale, shift[1] / scale]]])
     if _uniform(0, 1) < 0.5:
         theta[:, 0, 0] *= -1
-    alpha = person.whole[0][person.ids.long()].float()
     grid = functional.affine_grid(theta, [1, 3, BANK_SIZE, BANK_SIZE], align_corners=False)
     moved = functional.grid_sample(torch.cat([person.images.float(), alpha], dim=1), grid, align_corners=False)
     pixels, alpha = moved[:, :3], functional.avg_pool2d(moved[:, 3:], kernel_size=3, stride=1, padding=1)
@@ -362,6 +378,15 @@ def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:
     if alpha is None:
         return pixels, np.zeros(square, dtype=np.uint8)
     return pixels, (np.asarray(alpha.resize(square, Image.Resampling.BILINEAR)) > 127).astype(np.uint8)
+
+
+def _with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Give what stands out from the wall, and is in no part yet, the id :data:`REST_OF_PERSON`."""
+    corner = BANK_SIZE // 14
+    wall = np.median(np.concatenate([image[:corner, :corner], image[:corner, -corner:]]).reshape(-1, 3), axis=0)
+    stands_out = np.abs(image.astype(np.int16) - wall).max(axis=2) > WALL_TOLERANCE
+    person = ndimage.binary_opening(ndimage.binary_fill_holes(stands_out | (mask > 0)), iterations=2)
+    return np.where((mask == 0) & person, REST_OF_PERSON, mask).astype(np.uint8)
 
 
 def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from amsam_med.boxes import box_from_mask
 from amsam_med.errors import ConfigError
-from amsam_med.views import VIEW_COUNT, unview_image, view_boxes, view_image, views_of
+from amsam_med.views import VIEW_COUNT, unview_boxes, unview_image, view_boxes, view_image, views_of
 
 views = st.integers(0, VIEW_COUNT - 1)
 
@@ -52,6 +52,12 @@ def test_a_box_follows_its_mask_into_every_view(view: int, size: int, seed: int)
     assert box is not None
     assert box_in_view is not None
     assert torch.equal(view_boxes(box, view, size), box_in_view)
+
+
+@given(view=views)
+def test_unview_boxes_undoes_view_boxes(view: int) -> None:
+    boxes = torch.tensor([[1.0, 2.0, 5.0, 9.0], [0.0, 0.0, 10.0, 3.0]])
+    assert torch.equal(unview_boxes(view_boxes(boxes, view, 10), view, 10), boxes)
 
 
 @given(view=views)

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 @options.adapters_base
 @options.detector
 @options.device
-@click.option(
-    "--test-views",
-    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
-    help="As for `amsam segment`.  [default: the bundle's, which is none]",
-)
+@options.test_views
 def evaluate(
     data: Path,
     output: Path,

@@ -22,3 +22,9 @@ adapters_base = click.option(
 )
 detector = click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+test_views = click.option(
+    "--test-views",
+    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
+    help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
+    "[default: the bundle's, which is none]",
+)

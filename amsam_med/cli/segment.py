@@ -44,12 +44,7 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @options.adapter
 @options.adapters_base
 @options.detector
-@click.option(
-    "--test-views",
-    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
-    help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
-    "[default: the bundle's, which is none]",
-)
+@options.test_views
 @click.option(
     "--format",
     "formats",
