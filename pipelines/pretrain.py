@@ -5,7 +5,7 @@
 
 Every step shows the network a batch of images with several prompts each, which share the image's embedding, as in SAM's
 own training. The first prompt is none at all where the image has a whole object to find; the others are jittered boxes
-and points, on the whole and on parts. In half of the steps a second round follows: a point where the first mask was
+and points, on the whole and on parts. In a third of the steps a second round follows: a point where the first mask was
 wrong, and the first mask itself as prompt. A run that is killed continues where it stopped when the same command is
 given again. The result, ``RUN/MIX.safetensors``, holds the exponential average of the weights in fp16.
 """
@@ -41,9 +41,11 @@ from pipelines.scenes import IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scen
 
 BOX_JITTERS = (0.02, 0.05, 0.1)
 POINT_SHARE = 0.3
-SECOND_ROUND_SHARE = 0.5
+SECOND_ROUND_SHARE = 0.35
 IOU_WEIGHT = 0.1
 CHECKPOINT_EVERY_S = 120.0
+AVERAGE_EVERY = 4
+"""Steps between two updates of the average of the weights: each costs as much as an optimiser's step."""
 LOGGED_IMAGES = 12
 """Images a source in the log during training; ``python -m pipelines.prompts`` measures all held-out ones."""
 STAGES = ((160, 0.7), (256, 1.0))
@@ -59,15 +61,15 @@ class Recipe:
         batch_size: Images a step.
         prompts: Most prompts an image; images with one mask get no more than two.
         peak_rate: Highest learning rate of AdamW.
-        ema_decay: Of the exponential average of the weights; 0 for none.
+        ema_decay: Of the exponential average of the weights, by step; 0 for none.
         lambda_dice: Share of Dice in the mask loss, the rest is cross-entropy.
-        has_second_round: Correct the first masks in half of the steps.
+        has_second_round: Correct the first masks in a third of the steps.
         is_bf16: Compute in bfloat16 where that is safe; weights stay float32.
     """
 
     backbone: str = COMPACT_BACKBONE
     batch_size: int = 8
-    prompts: int = 4
+    prompts: int = 3
     peak_rate: float = 1e-3
     ema_decay: float = 0.998
     lambda_dice: float = 0.8
@@ -211,9 +213,9 @@ class Run:
     def __init__(self, folder: Path, name: str, recipe: Recipe, device: torch.device, input_size: int) -> None:
         self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+        ema = get_ema_multi_avg_fn(recipe.ema_decay**AVERAGE_EVERY)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05, fused=True)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _build(self, input_size: int) -> AmSam:
@@ -245,6 +247,8 @@ class Run:
         torch.set_rng_state(state["rng"])
         for name in ("network", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # also where the file is of a run without
 
     def export(self) -> Path:
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""
@@ -292,8 +296,9 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         run.optimizer.step()
-        run.average.update_parameters(run.network)
         run.step += 1
+        if run.step % AVERAGE_EVERY == 0:
+            run.average.update_parameters(run.network)
         value = float(loss.detach())
         running = 0.98 * running + 0.02 * value if running else value
         run.elapsed = spent + clock() - begun
