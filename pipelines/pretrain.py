@@ -215,7 +215,9 @@ class Run:
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = get_ema_multi_avg_fn(recipe.ema_decay**AVERAGE_EVERY)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05, fused=True
+        )
         folder.mkdir(parents=True, exist_ok=True)
 
     def _build(self, input_size: int) -> AmSam:
