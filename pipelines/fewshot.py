@@ -32,12 +32,12 @@ from amsam_med.bundle import locate_bundle, open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
-from amsam_med.data.writers import atomic_path
 from amsam_med.detect.yolo import TrainingOptions, load_detector, save_detector, train_detector
 from amsam_med.evaluate import dice_score
 from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
+from pipelines.reporting import write_block
 
 INPUT_SIZE = 256
 SHOTS = (4, 8, 16)
@@ -390,19 +390,6 @@ def render_trials(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def put_between_marks(text: str, name: str, content: str) -> str:
-    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
-
-    Raises:
-        ValueError: A mark is missing.
-    """
-    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if any(text.count(mark) != 1 for mark in marks):
-        raise ValueError(f"the document needs {marks[0]} and {marks[1]} once each; add them where the table belongs")
-    before, rest = text.split(marks[0])
-    return f"{before}{marks[0]}\n{content}\n{marks[1]}{rest.split(marks[1])[1]}"
-
-
 def _render_set(task: Task, records: Sequence[Mapping[str, Any]]) -> str:
     bases = {(record["base"], record["base_sha256"]) for record in records}
     if len(bases) != 1:
@@ -506,12 +493,10 @@ def run(
 @click.argument("document", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def table(folder: Path, document: Path) -> None:
     """Render the records of FOLDER into DOCUMENT, between its marks."""
-    records, text = read_records(folder), document.read_text(encoding="utf-8")
-    for name, content in (("table", render_table(records)), ("trials", render_trials(records))):
+    records = read_records(folder)
+    for name, content in (("few-shot", render_table(records)), ("trials", render_trials(records))):
         if content:
-            text = put_between_marks(text, name, content)
-    with atomic_path(document) as path:
-        path.write_text(text, encoding="utf-8")
+            write_block(document, name, content)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from amsam_med.model import build_amsam
 from amsam_med.synthetic import write_dermoscopy
 from pipelines import fewshot
 from pipelines.fewshot import NO_BOX, SHOTS, TABLE, TASKS, TRIALS, Field, Row, Study
+from pipelines.reporting import write_block
 from tests.conftest import REPOSITORY
 
 QUICK = {"epochs": 1, "views": "none"}
@@ -141,17 +143,11 @@ def test_trials_have_a_column_for_each_data_set_and_detector() -> None:
     assert lines[2:] == [f"| {first} | 60.0 (1) | - |", f"| {second} | - | 40.0 (1) |"]
 
 
-def test_text_between_marks_is_replaced_and_the_rest_is_kept() -> None:
-    text = "before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n"
-    assert fewshot.put_between_marks(text, "table", "new") == text.replace("old", "new")
-    with pytest.raises(ValueError, match="needs <!-- trials -->"):
-        fewshot.put_between_marks(text, "trials", "new")
-
-
-def test_the_document_has_the_marks() -> None:
-    text = (REPOSITORY / "docs" / "few-shot.md").read_text(encoding="utf-8")
-    for name in ("table", "trials"):
-        assert "new content" in fewshot.put_between_marks(text, name, "new content")
+@pytest.mark.parametrize("name", ["few-shot", "trials"])
+def test_the_document_has_the_marks(name: str, tmp_path: Path) -> None:
+    document = shutil.copy(REPOSITORY / "docs" / "few-shot.md", tmp_path / "page.md")
+    write_block(document, name, "new content")
+    assert "new content" in document.read_text(encoding="utf-8")
 
 
 def test_the_papers_numbers_are_there_for_every_number_of_shots() -> None:
@@ -174,7 +170,7 @@ def test_the_commands_run_cells_and_render_them(data: Path, tmp_path: Path, monk
     assert ran.exit_code == 0
     assert ran.output.startswith(f"isic2018 k=4 seed 0, {TABLE[0].name} [none]: Dice ")
     document = tmp_path / "page.md"
-    document.write_text("<!-- table -->\n<!-- end of table -->\n")
+    document.write_text("<!-- begin few-shot -->\n<!-- end few-shot -->\n")
     rendered = CliRunner().invoke(fewshot.main, ["table", str(tmp_path), str(document)], catch_exceptions=False)
     assert rendered.exit_code == 0
     dice = f"{100 * fewshot.read_records(tmp_path)[0]['dice']:.1f}"
