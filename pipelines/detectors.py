@@ -31,13 +31,16 @@ from amsam_med.data.transforms import preprocessing
 from amsam_med.detect.files import read_weights
 from amsam_med.detect.labels import hold_out
 from amsam_med.detect.yolo import TrainingOptions, TrainingProgress, save_detector, train_detector
+from pipelines.scenes import with_rest_of_person
 
 INPUT_SIZE = 192
-PASTED_SCENES = 900
+PASTED_SCENES = 2000
 GREY_SHARE = 0.1
 """Of the made images, as some photos are black and white."""
 SUBJECT_SHARE = 0.25
 """Smaller people than this share of the largest one are bystanders, not what the photo shows."""
+CUT_OFF_SHARE = 0.25
+"""A person who covers more of the lowest row than this was cut off there by the photo's edge; feet cover less."""
 PERSON = "0"
 """COCO's class of people."""
 
@@ -94,19 +97,19 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
     """
     vikram = Split(*hold_out(as_one_person(human_vikram_datalist(data / "human_vikram", "train"), work / "vikram")))
     ccp = Split(*hold_out(as_one_person(folder_datalist(data / "pretrain/ccp"), work / "ccp")))
-    viton = Split(*hold_out(as_one_person(folder_datalist(data / "pretrain/viton")[::10], work / "viton")))
+    studio = Split(*hold_out(_studio_people(folder_datalist(data / "pretrain/viton")[::2], work / "studio")))
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
     sceneries = hold_out(_scenes_without_people(data))
     rng, pasted, portraits = random.Random(seed), [], []
     for part, count in ((0, PASTED_SCENES), (1, PASTED_SCENES // 10)):
-        people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part])]
+        people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part]), *map(_cut_out, studio[part])]
         pasted.append(paste_scenes(people, sceneries[part], count, work / f"pasted-{part}", rng))
         others = [item for number, item in enumerate(ccp[part]) if number % 3]
         portraits.append(cut_portraits(others, work / f"portraits-{part}", rng))
     return Split(
-        3 * vikram.train + ccp.train[::3] + viton.train + 3 * coco.train + pasted[0] + portraits[0],
-        vikram.validation + ccp.validation[::3] + viton.validation + coco.validation + pasted[1] + portraits[1],
+        3 * vikram.train + ccp.train[::3] + studio.train[::5] + 3 * coco.train + pasted[0] + portraits[0],
+        vikram.validation + ccp.validation[::3] + studio.validation[::5] + coco.validation + pasted[1] + portraits[1],
     )
 
 
@@ -162,8 +165,10 @@ def _paste(people: Sequence[Image.Image], scenery: Image.Image, rng: random.Rand
         person = person.resize((max(1, round(person.width / person.height * height)), round(height)))
         if rng.random() < 0.5:
             person = person.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        place = round(centre - person.width / 2), round(top)
         alpha = person.getchannel("A")
+        is_cut_off = np.asarray(alpha)[-1].mean() > CUT_OFF_SHARE * 255
+        stands_at = max(top, scenery.height - person.height) if is_cut_off else top  # half a person does not float
+        place = round(centre - person.width / 2), round(stands_at)
         scenery.paste(person.convert("RGB"), place, alpha)
         mask.paste(255, place, alpha.point([0] * 128 + [255] * 128))
         centre += rng.choice((-1, 1)) * rng.uniform(0.5, 1.2) * person.width  # the next one stands beside
@@ -200,6 +205,19 @@ def as_one_person(items: Sequence[Item], folder: Path) -> list[Item]:
     """Every id of a mask is a part of the person; photos whose person was not marked are left out."""
     marked = [item for item in items if np.asarray(Image.open(item["label"])).any()]
     return [_with_mask(item, lambda parts: parts > 0, folder) for item in marked]
+
+
+def _studio_people(items: Sequence[Item], folder: Path) -> list[Item]:
+    """People before a plain wall, with the necks and hems that the machine-made masks leave out."""
+    folder.mkdir(parents=True)
+    people = []
+    for item in items:
+        image = np.asarray(Image.open(item["image"]).convert("RGB"))
+        mask = with_rest_of_person(image, np.asarray(Image.open(item["label"])))
+        path = folder / f"{Path(item['image']).stem}.png"
+        Image.fromarray((mask > 0).astype(np.uint8)).save(path)
+        people.append({"image": item["image"], "label": str(path)})
+    return people
 
 
 def _people_of_coco(coco: Path, folder: Path) -> list[Item]:

@@ -168,7 +168,7 @@ def load_source(root: Path, source: Source) -> Items:
     with ThreadPoolExecutor(2) as pool:
         pairs = list(pool.map(lambda path: _read_pair(path, folder / "masks"), paths))
     if source.is_studio:
-        pairs = [(image, _with_rest_of_person(image, mask)) for image, mask in pairs]
+        pairs = [(image, with_rest_of_person(image, mask)) for image, mask in pairs]
     images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2).copy())
     ids = torch.from_numpy(np.stack([mask for _, mask in pairs]))[:, None]
     whole = torch.zeros(len(paths), IDS, dtype=torch.bool)
@@ -176,6 +176,20 @@ def load_source(root: Path, source: Source) -> Items:
     if (folder / "classes.csv").is_file():
         _mark_people(whole, folder / "classes.csv", [path.stem for path in paths])
     return Items(images, ids, whole)
+
+
+def with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Give what stands out from a plain wall, and is in no part yet, the id :data:`REST_OF_PERSON`.
+
+    Args:
+        image: uint8 ``(H, W, 3)``; the wall shows in both upper corners.
+        mask: uint8 ``(H, W)``, ids of parts.
+    """
+    corner = min(mask.shape) // 14
+    wall = np.median(np.concatenate([image[:corner, :corner], image[:corner, -corner:]]).reshape(-1, 3), axis=0)
+    stands_out = np.abs(image.astype(np.int16) - wall).max(axis=2) > WALL_TOLERANCE
+    person = ndimage.binary_opening(ndimage.binary_fill_holes(stands_out | (mask > 0)), iterations=2)
+    return np.where((mask == 0) & person, REST_OF_PERSON, mask).astype(np.uint8)
 
 
 class Bank:
@@ -378,15 +392,6 @@ def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:
     if alpha is None:
         return pixels, np.zeros(square, dtype=np.uint8)
     return pixels, (np.asarray(alpha.resize(square, Image.Resampling.BILINEAR)) > 127).astype(np.uint8)
-
-
-def _with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Give what stands out from the wall, and is in no part yet, the id :data:`REST_OF_PERSON`."""
-    corner = BANK_SIZE // 14
-    wall = np.median(np.concatenate([image[:corner, :corner], image[:corner, -corner:]]).reshape(-1, 3), axis=0)
-    stands_out = np.abs(image.astype(np.int16) - wall).max(axis=2) > WALL_TOLERANCE
-    person = ndimage.binary_opening(ndimage.binary_fill_holes(stands_out | (mask > 0)), iterations=2)
-    return np.where((mask == 0) & person, REST_OF_PERSON, mask).astype(np.uint8)
 
 
 def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
