@@ -1,7 +1,7 @@
 """Which encoder and which recipe the compact base is pre-trained with: short runs of equal CPU time, side by side.
 
     python -m benchmarks.pretraining encoders --data DATA -o RUNS --minutes 5
-    python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 5
+    python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 5 --document docs/embedded-models.md
 
 Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; finished runs are
 not repeated. Dice is that of held-out images of all sources with a whole object (no prompt) and of parts of images
@@ -24,17 +24,20 @@ import click
 import torch
 
 from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from pipelines.reporting import table, write_block
 
 ENCODERS = (COMPACT_BACKBONE, "hgnetv2_b1", "mobilenetv4_conv_medium", "starnet_s3")
 RECIPES = {
     "the recipe": (),
     "no average of the weights": ("--ema", "0"),
     "one prompt besides none": ("--prompts", "2"),
+    "five prompts": ("--prompts", "5"),
     "no second round": ("--no-second-round",),
     "no hair, no rulers": ("--no-overlays",),
     "nothing pasted": ("--no-pasted",),
     "Dice and cross-entropy 1:1": ("--lambda-dice", "0.5"),
 }
+MEASURED = ("steps", "Dice, no prompt", "Dice of parts, box")
 INPUT_SIZE = 160
 BATCH_SIZE = 8
 
@@ -53,42 +56,61 @@ class Outcome(NamedTuple):
     box: float
 
 
+_data = click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+_output = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+_minutes = click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
+_document = click.option(
+    "--document", type=click.Path(path_type=Path, exists=True), help="Where the table goes, between its marks."
+)
+
+
 @click.group()
 def main() -> None:
     """Compare encoders, or recipes, by short runs of equal CPU time."""
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
-def encoders(data: Path, output: Path, minutes: float) -> None:
+@_data
+@_output
+@_minutes
+@_document
+def encoders(data: Path, output: Path, minutes: float, document: Path | None) -> None:
     """Encoders by timm's names, all else equal."""
-    print("| encoder | parameters | ms an image | steps | Dice, no prompt | Dice of parts, box |")
-    print("|---|---|---|---|---|---|")
-    reached = {}
+    rows, reached = [], {}
     for name in ENCODERS:
         outcome = reached[name] = _run(data, output / name, minutes, ("--backbone", name))
         encoder = CompactImageEncoder(256, is_fused=False, backbone_name=name)
         encoder.fuse()
-        parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-        print(f"| `{name}` | {parameters:.1f} M | {_milliseconds(encoder):.1f} | {_cells(outcome)} |", flush=True)
-    _say_best(reached)
+        millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+        rows.append([f"`{name}`", f"{millions:.1f} M", f"{_milliseconds(encoder):.1f}", *_cells(outcome)])
+    _show("encoders", ["encoder", "parameters", "ms an image", *MEASURED], rows, reached, document)
 
 
 @main.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
-def recipes(data: Path, output: Path, minutes: float) -> None:
+@_data
+@_output
+@_minutes
+@_document
+def recipes(data: Path, output: Path, minutes: float, document: Path | None) -> None:
     """The recipe, and what each of its parts is worth."""
-    print("| recipe | steps | Dice, no prompt | Dice of parts, box |\n|---|---|---|---|")
     reached = {}
     for name, options in RECIPES.items():
         folder = output / (COMPACT_BACKBONE if not options else "_".join(options).strip("-"))
         reached[name] = _run(data, folder, minutes, options)
-        print(f"| {name} | {_cells(reached[name])} |", flush=True)
-    _say_best(reached)
+    rows = [[name, *_cells(outcome)] for name, outcome in reached.items()]
+    _show("recipes", ["recipe", *MEASURED], rows, reached, document)
+
+
+def _show(
+    what: str, header: list[str], rows: list[list[str]], reached: Mapping[str, Outcome], document: Path | None
+) -> None:
+    """Print the table and the best row's name, and put the table into a document."""
+    text = table(header, rows)
+    print(text)
+    if document is not None:
+        write_block(document, what, text)
+    best = max(reached, key=lambda name: reached[name].none + reached[name].box)
+    print(f"best by the sum of both: {best}")
 
 
 def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> Outcome:
@@ -118,13 +140,8 @@ def _milliseconds(encoder: CompactImageEncoder, rounds: int = 5) -> float:
     return 1000 * (time.perf_counter() - start) / rounds / BATCH_SIZE
 
 
-def _cells(outcome: Outcome) -> str:
-    return f"{outcome.steps:,} | {outcome.none:.3f} | {outcome.box:.3f}"
-
-
-def _say_best(reached: Mapping[str, Outcome]) -> None:
-    best = max(reached, key=lambda name: reached[name].none + reached[name].box)
-    print(f"best by the sum of both: {best}")
+def _cells(outcome: Outcome) -> list[str]:
+    return [f"{outcome.steps:,}", f"{outcome.none:.3f}", f"{outcome.box:.3f}"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med.boxes import box_from_mask, jitter_boxes
+from amsam_med.data.writers import atomic_path
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
@@ -236,9 +236,8 @@ class Run:
         state = {"step": self.step, "elapsed": self.elapsed, "rng": torch.get_rng_state()}
         for name in ("network", "average", "optimizer"):
             state[name] = getattr(self, name).state_dict()
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_path(self.checkpoint) as path:
+            torch.save(state, path)
 
     def restore(self) -> None:
         """Continue from the restart file, if there is one."""
@@ -259,8 +258,8 @@ class Run:
         network.image_encoder.fuse()  # the compact encoder's
         state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
         target = self.folder / f"{self.name}.safetensors"
-        save_file(state, target.with_suffix(".tmp"), {"base": self.name, "input_size": str(network.input_size)})
-        os.replace(target.with_suffix(".tmp"), target)
+        with atomic_path(target) as path:
+            save_file(state, path, {"base": self.name, "input_size": str(network.input_size)})
         return target
 
 

@@ -1,7 +1,7 @@
 """How much a prompt is worth to a base: Dice with the truth's box, one centre point and no prompt, source by source.
 
-    python -m pipelines.prompts --data DATA --base tiny
-    python -m pipelines.prompts --data DATA --base tiny-general
+    python -m pipelines.prompts --data DATA --base tiny --document docs/embedded-models.md
+    python -m pipelines.prompts --data DATA --base tiny-general --document docs/embedded-models.md
 
 The images are those that pre-training held out. Where an image holds several masks, its largest and its median part are
 asked for one at a time, so that only the prompt says which is meant.
@@ -18,7 +18,10 @@ from amsam_med import weights
 from amsam_med.model import build_amsam
 from amsam_med.model.build import COMPACT_BASES
 from pipelines.pretrain import validate
+from pipelines.reporting import table, write_block
 from pipelines.scenes import MIXES, Bank
+
+HEADER = ("held-out images of", "asked for", "images", "box", "centre point", "no prompt", "gain of the box")
 
 
 @click.command(context_settings={"show_default": True})
@@ -26,19 +29,23 @@ from pipelines.scenes import MIXES, Bank
 @click.option("--base", type=click.Choice(COMPACT_BASES), default="tiny")
 @click.option("--base-weights", type=click.Path(path_type=Path, exists=True), help="Another file of that base.")
 @click.option("--most", default=60, help="Images a source.")
-def main(data: Path, base: str, base_weights: Path | None, most: int) -> None:
+@click.option(
+    "--document", type=click.Path(path_type=Path, exists=True), help="Where the table goes, between its marks."
+)
+def main(data: Path, base: str, base_weights: Path | None, most: int, document: Path | None) -> None:
     """Print the table of one base."""
     torch.manual_seed(0)
     file = base_weights or weights.find(base)
     network = build_amsam(base, rank=0, calibration="none", base_weights=file)
-    print(f"`{base}`, sha256 {weights.sha256(file)[:12]}\n")
-    print("| held-out images of | asked for | images | box | centre point | no prompt | gain of the box |")
-    print("|---|---|---|---|---|---|---|")
+    rows = []
     for folder, items in Bank(data, MIXES[base], with_overlays=False).validation.items():
         for question, asked in validate(network, items, most).items():
-            dice = f"{asked.box:.3f} | {asked.point:.3f} | {asked.none:.3f}"
-            count = min(most, len(items))
-            print(f"| {folder} | {question} | {count} | {dice} | {asked.box - asked.none:+.3f} |", flush=True)
+            dice = [f"{value:.3f}" for value in asked]
+            rows.append([folder, question, min(most, len(items)), *dice, f"{asked.box - asked.none:+.3f}"])
+    text = f"`{base}`, sha256 {weights.sha256(file)[:12]}:\n\n{table(HEADER, rows)}"
+    print(text)
+    if document is not None:
+        write_block(document, f"prompts {base}", text)
 
 
 if __name__ == "__main__":

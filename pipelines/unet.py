@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
+from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evaluate, score_image, summarise
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
@@ -159,9 +159,8 @@ class Run:
         state = {"rng": torch.get_rng_state(), **{name: getattr(self, name) for name in plain}}
         for name in ("network", "average", "optimizer"):
             state[name] = getattr(self, name).state_dict()
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_path(self.checkpoint) as path:
+            torch.save(state, path)
 
     def restore(self) -> None:
         """Continue from the restart file, if there is one.
@@ -188,8 +187,8 @@ class Run:
         self.validations += 1
         if dice > self.best_dice:
             self.best_dice = dice
-            torch.save(self.average.module.state_dict(), self.weights.with_suffix(".tmp"))
-            os.replace(self.weights.with_suffix(".tmp"), self.weights)
+            with atomic_path(self.weights) as path:
+                torch.save(self.average.module.state_dict(), path)
         minutes = self.elapsed / 60
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step, "minutes": minutes, "dice": dice}) + "\n")
