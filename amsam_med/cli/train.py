@@ -49,7 +49,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and the training.")
 @click.option(
     "--base",
-    type=click.Choice(["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]),
+    type=click.Choice(["tiny", "vit_b", "vit_l", "vit_h"]),
     default="tiny",
     show_default=True,
     help="tiny is embedded; SAM's own are fetched by `amsam weights get`.",
