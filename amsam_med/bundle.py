@@ -15,6 +15,7 @@ from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.model import AmSam
+from amsam_med.views import ViewKind
 
 Workflow = Literal["inference", "evaluate", "train"]
 
@@ -138,6 +139,7 @@ def model_overrides(
     base_weights: Path | None = None,
     detector: str | None = None,
     device: str = "auto",
+    test_views: ViewKind | None = None,
 ) -> dict[str, Any]:
     """Overrides of an inference or evaluate workflow for what a user may choose about the model.
 
@@ -146,6 +148,7 @@ def model_overrides(
         base_weights: The base it was trained on; by default the registry's file for the base it names.
         detector: Name or file of a box detector, ``"none"`` for no boxes; by default the bundle's own.
         device: ``"auto"`` leaves it to the bundle; else ``"cpu"`` or ``"cuda"``.
+        test_views: Views of each image to average; by default the bundle's.
 
     Raises:
         WeightsError: Adapter, base or detector are missing or damaged.
@@ -155,6 +158,8 @@ def model_overrides(
         overrides["detector_file"] = None if detector == "none" else str(weights.find(detector))
     if device != "auto":
         overrides["device"] = f"$torch.device({device!r})"
+    if test_views is not None:
+        overrides["test_views"] = test_views
     return overrides
 
 

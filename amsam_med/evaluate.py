@@ -334,9 +334,11 @@ def evaluate(
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
     overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
-    overrides |= model_overrides(options.adapter, options.base_weights, options.detector, options.device)
-    chosen = {"part": options.part, "test_views": options.test_views}
-    overrides |= {name: value for name, value in chosen.items() if value is not None}
+    overrides |= model_overrides(
+        options.adapter, options.base_weights, options.detector, options.device, options.test_views
+    )
+    if options.part is not None:
+        overrides["part"] = options.part
     return {**overrides, **options.overrides}
 
 

@@ -260,9 +260,9 @@ def _images_of(given: Path) -> list[Path]:
 
 
 def _overrides(options: SegmentOptions) -> dict[str, Any]:
-    chosen = model_overrides(options.adapter, options.base_weights, options.detector, options.device)
-    if options.test_views is not None:
-        chosen["test_views"] = options.test_views
+    chosen = model_overrides(
+        options.adapter, options.base_weights, options.detector, options.device, options.test_views
+    )
     return {**chosen, **options.overrides}
 
 

@@ -125,7 +125,6 @@ class Stages:
             job.facts["box_confidence"] = round(float(found.box_confidence[index]), 4)
             job.facts["predicted_iou"] = round(float(found.predicted_iou[index]), 4)
             job.facts["certainty"] = round(float(found.certainty[index]), 4)
-            job.facts["flags"] = ";".join(found.flags[index])
             job.flags = found.flags[index]
             if boxes is not None:
                 job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
@@ -151,7 +150,7 @@ class Stages:
     def _write_results(self, job: _Job) -> None:
         mask = self._postprocessing(job.item)[Keys.PRED.value].numpy()[0]  # (1, H, W) -> (H, W)
         area = int(np.count_nonzero(mask))
-        job.facts |= {"area_px": area, "area_percent": round(100 * area / mask.size, 3)}
+        job.facts |= {"area_px": area, "area_percent": round(100 * area / mask.size, 3), "flags": ";".join(job.flags)}
         if job.box_in_original is not None:
             edges = [round(float(edge), 1) for edge in job.box_in_original]
             job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)

@@ -109,7 +109,7 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
         others = [item for number, item in enumerate(ccp[part]) if number % 3]
         portraits.append(cut_portraits(others, work / f"portraits-{part}", rng))
     return Split(
-        3 * vikram.train + ccp.train[::3] + studio.train[::5] + 3 * coco.train + pasted[0] + portraits[0],
+        4 * vikram.train + ccp.train[::3] + studio.train[::5] + 3 * coco.train + pasted[0] + portraits[0],
         vikram.validation + ccp.validation[::3] + studio.validation[::5] + coco.validation + pasted[1] + portraits[1],
     )
 
@@ -156,7 +156,7 @@ def _write_items(pairs: Iterable[tuple[Image.Image, Image.Image]], folder: Path,
 
 def _paste(people: Sequence[Image.Image], scenery: Image.Image, rng: random.Random) -> tuple[Image.Image, Image.Image]:
     mask = Image.new("L", scenery.size)
-    scale = 0.35 * 6 ** rng.random()  # 0.35 to 2.1 heights of the scene: from passers-by to portraits
+    scale = 0.2 * 10 ** rng.random()  # 0.2 to 2 heights of the scene: from passers-by down the street to portraits
     room = (1 - scale) * scenery.height
     top = rng.uniform(0, room) if room > 0 else rng.uniform(-0.05, 0.3) * scenery.height  # who is cut keeps a head
     centre = rng.uniform(0.15, 0.85) * scenery.width
@@ -210,15 +210,11 @@ def as_one_person(items: Sequence[Item], folder: Path) -> list[Item]:
 
 def _studio_people(items: Sequence[Item], folder: Path) -> list[Item]:
     """People before a plain wall, with the necks and hems that the machine-made masks leave out."""
-    folder.mkdir(parents=True)
-    people = []
-    for item in items:
-        image = np.asarray(Image.open(item["image"]).convert("RGB"))
-        mask = with_rest_of_person(image, np.asarray(Image.open(item["label"])))
-        path = folder / f"{Path(item['image']).stem}.png"
-        Image.fromarray((mask > 0).astype(np.uint8)).save(path)
-        people.append({"image": item["image"], "label": str(path)})
-    return people
+    return [_with_mask(item, partial(_before_wall, photo=item["image"]), folder) for item in items]
+
+
+def _before_wall(parts: Mask, photo: str) -> NDArray[np.bool_]:
+    return with_rest_of_person(np.asarray(Image.open(photo).convert("RGB")), parts) > 0
 
 
 def _people_of_coco(coco: Path, folder: Path) -> list[Item]:

@@ -16,14 +16,13 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from monai.metrics import compute_dice
 from safetensors.torch import save_file
 from scipy import ndimage
@@ -33,6 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med.boxes import box_from_mask, jitter_boxes
 from amsam_med.data.writers import atomic_path
+from amsam_med.learn.loss import SegmentationLoss
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
@@ -227,23 +227,36 @@ class Run:
         return network
 
     @property
+    def settings(self) -> dict[str, object]:
+        """What a run may not change when it continues."""
+        return {"base": self.name, **asdict(self.recipe)}
+
+    @property
     def checkpoint(self) -> Path:
         """The restart file."""
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
         """Write the restart file atomically."""
-        state = {"step": self.step, "elapsed": self.elapsed, "rng": torch.get_rng_state()}
+        state = {"settings": self.settings, "step": self.step, "elapsed": self.elapsed, "rng": torch.get_rng_state()}
         for name in ("network", "average", "optimizer"):
             state[name] = getattr(self, name).state_dict()
         with atomic_path(self.checkpoint) as path:
             torch.save(state, path)
 
     def restore(self) -> None:
-        """Continue from the restart file, if there is one."""
+        """Continue from the restart file, if there is one.
+
+        Raises:
+            click.ClickException: It belongs to a run with other settings.
+        """
         if not self.checkpoint.is_file():
             return
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if state["settings"] != self.settings:
+            raise click.ClickException(
+                f"{self.folder} holds a run with {state['settings']}, this one has {self.settings}; give another folder"
+            )
         self.step, self.elapsed = state["step"], state["elapsed"]
         torch.set_rng_state(state["rng"])
         for name in ("network", "average", "optimizer"):
@@ -277,9 +290,7 @@ def train(
         clock: Seconds; ``time.process_time`` compares one-threaded runs fairly on a machine that others use too.
     """
     recipe = run.recipe
-    mask_loss = DiceCELoss(
-        softmax=True, to_onehot_y=True, lambda_dice=recipe.lambda_dice, lambda_ce=1 - recipe.lambda_dice
-    )
+    mask_loss = SegmentationLoss(recipe.lambda_dice)
     device = next(run.network.parameters()).device
     saved, begun = time.monotonic(), clock()
     running, spent = 0.0, run.elapsed

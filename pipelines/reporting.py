@@ -16,6 +16,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torchvision.ops import box_iou
 
 from amsam_med.boxes import box_from_mask
 from amsam_med.data.datalists import image_stem
@@ -107,10 +108,7 @@ def box_overlap(box: tuple[float, float, float, float] | None, truth: Mask) -> f
     true_box = box_from_mask(torch.from_numpy(truth))
     if box is None or true_box is None:
         return None
-    tx1, ty1, tx2, ty2 = true_box.tolist()
-    width, height = min(box[2], tx2) - max(box[0], tx1), min(box[3], ty2) - max(box[1], ty1)
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / ((box[2] - box[0]) * (box[3] - box[1]) + (tx2 - tx1) * (ty2 - ty1) - shared)
+    return float(box_iou(torch.tensor([box]), true_box[None]))
 
 
 def write_scores(scores: Iterable[Scored], path: Path) -> None:

@@ -296,7 +296,7 @@ def paste(person: Items, scenery: Items) -> Items:
 
     Where the scenery was itself made by pasting, both objects are the whole.
     """
-    scale = math.exp(_uniform(math.log(0.45), math.log(2.0)))
+    scale = math.exp(_uniform(math.log(0.28), math.log(2.0)))
     # Above 1 most people are cut off at the bottom and keep their heads, as in a portrait.
     alpha = person.whole[0][person.ids.long()].float()
     is_cut_off = bool(alpha[0, 0, -3:].any())

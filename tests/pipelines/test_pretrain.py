@@ -153,6 +153,9 @@ def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) 
     network = build_amsam("tiny", input_size=64, rank=0, base_weights=tmp_path / "run" / "tiny.safetensors")
     assert network.input_size == 64
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+    other = CliRunner().invoke(pretrain.main, [*arguments, "0.09", "--prompts", "2"])
+    assert other.exit_code == 1
+    assert "give another folder" in other.output
 
 
 def test_a_bank_refuses_folders_that_it_does_not_know(small_data: Path) -> None:
