@@ -22,8 +22,8 @@ class Detections(NamedTuple):
 
     Attributes:
         boxes: float32 ``(B, 4)``, xyxy pixels of the detector's input.
-        confidence: float32 ``(B,)`` in 0..1; 0 where nothing was found.
-        is_detected: bool ``(B,)``; False where ``boxes`` is the full image for want of a detection.
+        confidence: float32 ``(B,)`` in 0..1.
+        is_detected: bool ``(B,)``; False where the box is too unsure to be used as a prompt.
     """
 
     boxes: Tensor

@@ -109,8 +109,8 @@ def _segmented_section(folder: Path, segmented: SegmentSummary) -> Section:
     return Section(
         title="Segmented without a prompt",
         text="The embedded model looked for a box in each image and outlined the lesion in it: "
-        f"{segmented.images} images, {segmented.full_image_boxes} of them without a detection, for which the whole "
-        "image served as the box. Masks and a table of areas, boxes and confidences lie beside the overlays.",
+        f"{segmented.images} images, {segmented.without_box} of them without a detection, which were outlined "
+        "without a box. Masks and a table of areas, boxes and confidences lie beside the overlays.",
         pictures=[
             Picture(
                 path.relative_to(folder), path.stem, f"Synthetic lesion {number} with the outline that the model drew"

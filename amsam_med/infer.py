@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from amsam_med.boxes import BoxDetector, Detections, box_from_mask, full_image_box
+from amsam_med.boxes import BoxDetector, Detections, box_from_mask
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
 from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, view_image, views_of
 
-FULL_IMAGE = "full image"
-"""Source of a box that stands in for one the detector did not find."""
+NOT_FOUND = "not found"
+"""Source of the box of an image in which the detector found nothing: its mask was drawn without one."""
 AGREEMENT_IOU = 0.65
 """Below this IoU of a box with the tight box of the mask that it led to, one of the two is wrong.
 
@@ -38,7 +38,7 @@ class Flag(StrEnum):
     """
 
     NO_BOX = "no-box"
-    """The detector found no object, and the whole image stood in for its box."""
+    """The detector found no object, and the mask was drawn without a box."""
     BOX_MASK_DISAGREE = "box-mask-disagree"
     """The box and the mask are not of the same thing."""
     UNSURE_MASK = "unsure-mask"
@@ -56,9 +56,10 @@ class Segmentation(NamedTuple):
             [0, 1].
         certainty: float32 ``(B,)`` in [0, 1]: Dice of the mask with the probabilities that it is cut from (all objects
             together); 1 for pixels that are all decided, 0 for an empty mask.
-        boxes: float32 ``(B, 4)``, xyxy pixels of the model input; None where no box was used.
-        box_confidence: float32 ``(B,)`` in [0, 1]; 1 for a given box, 0 for none or the full image.
-        box_sources: One of "detector", "full image", "user" or "none" an image.
+        boxes: float32 ``(B, 4)``, xyxy pixels of the model input; None where no box was used. Images whose source is
+            "not found" were segmented without theirs.
+        box_confidence: float32 ``(B,)`` in [0, 1]; 1 for a given box, 0 without one.
+        box_sources: One of "detector", "not found", "user" or "none" an image.
         box_agreement: float32 ``(B,)``: IoU of the box with the mask's tight box; 1 where no box was used, 0 for an
             empty mask.
         flags: An image's reasons for a second look, in the order of :class:`Flag`; mostly none.
@@ -113,17 +114,18 @@ class PromptInferer(Inferer):
         """
         count = inputs.shape[0]
         if network.settings["prompt"] == "none" or (boxes is None and self.detector is None):
-            boxes, confidence, sources = None, torch.zeros(count), ["none"] * count
+            found, sources = None, ["none"] * count
         elif boxes is not None:
-            confidence, sources = torch.ones(count), ["user"] * count
+            found = Detections(boxes, torch.ones(count), torch.ones(count, dtype=torch.bool, device=boxes.device))
+            sources = ["user"] * count
         else:
             found = self._detect(inputs)
-            boxes, confidence = found.boxes, found.confidence
-            sources = ["detector" if is_detected else FULL_IMAGE for is_detected in found.is_detected.tolist()]
-        prediction = self._segment(inputs, network, boxes)
+            sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
+        prediction = self._segment(inputs, network, found)
         trust = prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
-        certainty, agreement = judge_masks(prediction.mask_logits, boxes, inputs.shape[-1])
+        certainty, agreement = judge_masks(prediction.mask_logits, found, inputs.shape[-1])
         flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
+        boxes, confidence = (None, torch.zeros(count)) if found is None else (found.boxes, found.confidence)
         return Segmentation(prediction.mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
 
     def _detect(self, inputs: Tensor) -> Detections:
@@ -137,26 +139,46 @@ class PromptInferer(Inferer):
         confidence = torch.stack([one.confidence for one in found])  # (V, B); 0 where nothing was found
         is_detected = torch.stack([one.is_detected for one in found]).any(dim=0)
         mean = (confidence[..., None] * boxes).sum(dim=0) / confidence.sum(dim=0).clamp(min=1e-12)[:, None]
-        full = full_image_box((size, size)).to(mean)
-        return Detections(torch.where(is_detected[:, None], mean, full), confidence.amax(dim=0), is_detected)
+        return Detections(mean, confidence.amax(dim=0), is_detected)
 
-    def _segment(self, inputs: Tensor, network: AmSam, boxes: Tensor | None) -> Prediction:
+    def _segment(self, inputs: Tensor, network: AmSam, found: Detections | None) -> Prediction:
         """The mean over the views."""
         mask_logits, predicted_iou = [], []
         for view in self.views:
-            seen_boxes = None if boxes is None else view_boxes(boxes, view, inputs.shape[-1])
-            seen = network.predict(view_image(inputs, view), seen_boxes)
+            in_view = found and found._replace(boxes=view_boxes(found.boxes, view, inputs.shape[-1]))
+            seen = predict_prompted(network, view_image(inputs, view), in_view)
             mask_logits.append(unview_image(seen.mask_logits, view))
             predicted_iou.append(seen.predicted_iou)
         return Prediction(torch.stack(mask_logits).mean(dim=0), torch.stack(predicted_iou).mean(dim=0))
 
 
-def judge_masks(mask_logits: Tensor, boxes: Tensor | None, input_size: int) -> tuple[Tensor, Tensor]:
+def predict_prompted(network: AmSam, inputs: Tensor, found: Detections | None) -> Prediction:
+    """Masks with the box where one was found, and with the default prompt elsewhere.
+
+    Args:
+        network: The network.
+        inputs: Images or their embeddings, as for ``network.predict``.
+        found: A box an image, xyxy pixels of the model input; None for no boxes at all.
+    """
+    if found is None or not bool(found.is_detected.any()):
+        return network.predict(inputs)
+    if bool(found.is_detected.all()):
+        return network.predict(inputs, found.boxes)
+    embedding = network.embed(inputs)
+    with_box, without = network.predict(embedding, found.boxes), network.predict(embedding)
+    is_detected = found.is_detected[:, None]  # (B, 1)
+    return Prediction(
+        torch.where(is_detected[..., None, None], with_box.mask_logits, without.mask_logits),
+        torch.where(is_detected, with_box.predicted_iou, without.predicted_iou),
+    )
+
+
+def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) -> tuple[Tensor, Tensor]:
     """How decided masks are, and whether they agree with their boxes; see :class:`Segmentation` for both.
 
     Args:
         mask_logits: float ``(B, C + 1, h, w)``.
-        boxes: float ``(B, 4)``, xyxy pixels of the model input, or None.
+        found: A box an image, xyxy pixels of the model input; None for no boxes.
         input_size: S in pixels, at which the masks are compared with the boxes.
 
     Returns:
@@ -167,21 +189,21 @@ def judge_masks(mask_logits: Tensor, boxes: Tensor | None, input_size: int) -> t
     object_chance = 1 - logits.softmax(dim=1)[:, 0]
     shared = (object_chance * is_object).sum(dim=(1, 2))
     certainty = 2 * shared / (object_chance.sum(dim=(1, 2)) + is_object.sum(dim=(1, 2))).clamp(min=1e-6)
-    if boxes is None:
+    if found is None:
         return certainty.cpu(), torch.ones(len(logits))
     tight = [box_from_mask(mask) for mask in is_object.cpu()]
     agreement = [
         0.0 if own is None else float(box_iou(box[None], own[None]))
-        for box, own in zip(boxes.cpu(), tight, strict=True)
+        for box, own in zip(found.boxes.cpu(), tight, strict=True)
     ]
-    return certainty.cpu(), torch.tensor(agreement)
+    return certainty.cpu(), torch.tensor(agreement).where(found.is_detected.cpu(), 1.0)
 
 
 def _flags(box_source: str, certainty: float, box_agreement: float) -> tuple[Flag, ...]:
     is_empty = certainty == 0
     reasons = {
-        Flag.NO_BOX: box_source == FULL_IMAGE,
-        Flag.BOX_MASK_DISAGREE: box_source != FULL_IMAGE and box_agreement < AGREEMENT_IOU and not is_empty,
+        Flag.NO_BOX: box_source == NOT_FOUND,
+        Flag.BOX_MASK_DISAGREE: box_agreement < AGREEMENT_IOU and not is_empty,
         Flag.UNSURE_MASK: certainty < SURE_DICE and not is_empty,
         Flag.EMPTY_MASK: is_empty,
     }

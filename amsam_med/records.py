@@ -46,7 +46,7 @@ class Row:
         box_y1_px: Top edge.
         box_x2_px: Right edge.
         box_y2_px: Bottom edge.
-        box_source: "detector", "full image", "user" or "none".
+        box_source: "detector", "not found", "user" or "none".
         box_confidence: In [0, 1].
         area_px: Pixels of the object.
         area_percent: Their share of the image.

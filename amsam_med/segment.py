@@ -38,7 +38,7 @@ from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.data.datalists import image_stem, list_images
 from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.infer import FULL_IMAGE
+from amsam_med.infer import NOT_FOUND
 from amsam_med.records import Records, Row, read_run
 from amsam_med.stages import InputImage, Stages, file_digest
 from amsam_med.views import ViewKind
@@ -100,7 +100,7 @@ class SegmentSummary:
         done: Images segmented by this run.
         failed: Images with an error.
         skipped: Images that an earlier run had done.
-        full_image_boxes: Images among the done ones for which the detector found no box.
+        without_box: Images among the done ones for which the detector found no box.
         flagged: Images among the done ones that deserve a look; ``results.csv`` says why.
         seconds: Wall time from the first image read to the last file written; loading the weights is not in it.
         failures: (file, error) of the first :data:`SHOWN_FAILURES` failed images.
@@ -111,7 +111,7 @@ class SegmentSummary:
     done: int = 0
     failed: int = 0
     skipped: int = 0
-    full_image_boxes: int = 0
+    without_box: int = 0
     flagged: int = 0
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -135,7 +135,7 @@ class SegmentSummary:
         """Take in one finished image."""
         self.done += not row.error
         self.failed += bool(row.error)
-        self.full_image_boxes += row.box_source == FULL_IMAGE
+        self.without_box += row.box_source == NOT_FOUND
         self.flagged += bool(row.flags)
         if row.error and len(self.failures) < SHOWN_FAILURES:
             self.failures.append((row.file, row.error))

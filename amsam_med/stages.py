@@ -25,7 +25,7 @@ from torch import Tensor
 from amsam_med.boxes import Size, scale_boxes
 from amsam_med.data.writers import FORMATS, Result
 from amsam_med.errors import AmsamError, ConfigError
-from amsam_med.infer import PromptInferer
+from amsam_med.infer import NOT_FOUND, PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
 from amsam_med.records import Row
@@ -126,7 +126,7 @@ class Stages:
             job.facts["predicted_iou"] = round(float(found.predicted_iou[index]), 4)
             job.facts["certainty"] = round(float(found.certainty[index]), 4)
             job.flags = found.flags[index]
-            if boxes is not None:
+            if boxes is not None and found.box_sources[index] != NOT_FOUND:
                 job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
                 height, width = images.shape[2:]
                 job.box_in_original = scale_boxes(boxes[index], (height, width), job.original_size)

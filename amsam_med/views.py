@@ -19,7 +19,8 @@ ViewKind = Literal["all", "mirror", "none"]
 """Which views augment: all eight, the image and its left-right mirror (for upright things), or the image alone."""
 
 VIEW_COUNT = 8
-VIEWS_OF_KIND: dict[ViewKind, tuple[int, ...]] = {"all": tuple(range(VIEW_COUNT)), "mirror": (0, 4), "none": (0,)}
+MIRROR = 4
+VIEWS_OF_KIND: dict[ViewKind, tuple[int, ...]] = {"all": tuple(range(VIEW_COUNT)), "mirror": (0, MIRROR), "none": (0,)}
 
 
 def views_of(kind: ViewKind) -> tuple[int, ...]:

@@ -4,6 +4,8 @@
     python pipelines/detectors.py person --data DATA -o person.safetensors
     python pipelines/detectors.py lesion --data DATA --epochs 0 --from old.safetensors -o new.safetensors  # only scores
 
+With ``--document`` the scores are also written as a table between that document's marks for the detector.
+
 The lesion detector learns from ISIC 2018's training part and HAM10000, and is selected on ISIC's validation part. The
 person detector learns from photos of people, from portraits cut out of them, and from people pasted onto scenes without
 any; every tenth image of a source, and every tenth person and scene, is held out for selection. Nothing that results
@@ -30,10 +32,14 @@ from amsam_med.data.datalists import Item, folder_datalist, human_vikram_datalis
 from amsam_med.data.transforms import preprocessing
 from amsam_med.detect.files import read_weights
 from amsam_med.detect.labels import hold_out
-from amsam_med.detect.yolo import TrainingOptions, TrainingProgress, save_detector, train_detector
+from amsam_med.detect.yolo import DetectorScores, TrainingOptions, TrainingProgress, save_detector, train_detector
+from amsam_med.weights import sha256
+from pipelines.reporting import table, write_block
 from pipelines.scenes import with_rest_of_person
 
 INPUT_SIZE = 192
+MIN_CONFIDENCE = 0.4
+"""Below it the base outlines images for selection better without the box, lesions and people alike."""
 PASTED_SCENES = 2000
 GREY_SHARE = 0.1
 """Of the made images, as some photos are black and white."""
@@ -62,8 +68,16 @@ class Split(NamedTuple):
 @click.option("--epochs", type=int, help="0 only scores the weights of --from.  [default: 8 for lesion, 12 for person]")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Weights to begin with.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--document", type=click.Path(path_type=Path, exists=True), help="Where the scores go as a table.")
 def main(
-    kind: str, data: Path, output: Path, input_size: int | None, epochs: int | None, start: Path | None, seed: int
+    kind: str,
+    data: Path,
+    output: Path,
+    input_size: int | None,
+    epochs: int | None,
+    start: Path | None,
+    seed: int,
+    document: Path | None,
 ) -> None:
     """Train a bundle's box detector and write its weights and scores."""
     is_person = kind == "person"
@@ -74,6 +88,7 @@ def main(
         is_upright=is_person,
         mosaic=0.3 if is_person else 0.0,
         start=start,
+        min_confidence=MIN_CONFIDENCE,
     )
     input_size = input_size or (INPUT_SIZE if start is None else read_weights(start).input_size)
     with tempfile.TemporaryDirectory() as work:
@@ -82,7 +97,25 @@ def main(
         train, validation = (Dataset(items, prepare) for items in split)
         detector, scores = train_detector(train, validation, options, _print)
     save_detector(detector, output, scores)
-    click.echo(scores)
+    text = f"`{kind}-detector`, sha256 {sha256(output)[:12]}:\n\n{render_scores(scores)}"
+    click.echo(text)
+    if document is not None:
+        write_block(document, f"detector {kind}", text)
+
+
+def render_scores(scores: DetectorScores) -> str:
+    """A table of one row."""
+    box = scores.best_box
+    cells = {
+        "images": box.images,
+        "mAP50": f"{scores.map50:.3f}",
+        "mean IoU of the best box": f"{box.mean_iou:.3f}",
+        "IoU ≥ 0.5": f"{100 * box.iou50:.1f} %",
+        "IoU ≥ 0.75": f"{100 * box.iou75:.1f} %",
+        "no box": f"{100 * box.without_box:.1f} %",
+        "edge error": f"{box.edge_error:.3f}",
+    }
+    return table(list(cells), [list(cells.values())])
 
 
 def lesion_split(data: Path) -> Split:

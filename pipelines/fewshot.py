@@ -27,13 +27,14 @@ from monai.data.dataset import Dataset
 from torch import Tensor, nn
 
 from amsam_med import weights
-from amsam_med.boxes import BoxDetector
+from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import locate_bundle, open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.detect.yolo import TrainingOptions, load_detector, save_detector, train_detector
 from amsam_med.evaluate import dice_score
+from amsam_med.infer import predict_prompted
 from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
@@ -151,22 +152,22 @@ class Field:
         self.images = torch.stack([item[Keys.IMAGE] for item in loaded])
         self.truths: list[Tensor] = [item[Keys.LABEL][0] for item in loaded]
         self.embeddings = EmbeddingCache(encoder, folder).get(self.images)
-        self._boxes: dict[Path, Tensor] = {}
+        self._found: dict[Path, Detections] = {}
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.truths)
 
-    def boxes(self, detector_file: Path) -> Tensor:
-        """Boxes float32 ``(N, 4)``, xyxy pixels of the model input; each detector looks once."""
-        if detector_file not in self._boxes:
+    def boxes(self, detector_file: Path) -> Detections:
+        """A box an image, xyxy pixels of the model input; each detector looks once."""
+        if detector_file not in self._found:
             detector: BoxDetector = load_detector(detector_file)
-            found = [detector(images).boxes for images in self.images.split(AT_ONCE)]
-            self._boxes[detector_file] = torch.cat(found)
-        return self._boxes[detector_file]
+            found = [detector(images) for images in self.images.split(AT_ONCE)]
+            self._found[detector_file] = Detections(*map(torch.cat, zip(*found, strict=True)))
+        return self._found[detector_file]
 
     @torch.no_grad()
-    def dice(self, network: AmSam, boxes: Tensor | None) -> list[float]:
+    def dice(self, network: AmSam, boxes: Detections | None) -> list[float]:
         """Dice of each image at its own size, as ``amsam evaluate`` takes it.
 
         Args:
@@ -176,8 +177,9 @@ class Field:
         scores: list[float] = []
         for start in range(0, len(self), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            found = network(self.embeddings[some], None if boxes is None else boxes[some])
-            for mask_logits, truth in zip(found, self.truths[some], strict=True):
+            given = boxes and Detections(*(part[some] for part in boxes))
+            found = predict_prompted(network, self.embeddings[some], given)
+            for mask_logits, truth in zip(found.mask_logits, self.truths[some], strict=True):
                 size = (truth.shape[0], truth.shape[1])
                 scores.append(dice_score(restore_original(mask_logits, size), truth))
         return scores

@@ -37,7 +37,7 @@ from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
 from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
-from pipelines.scenes import IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scene
+from pipelines.scenes import FINISHES, IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scene
 
 BOX_JITTERS = (0.02, 0.05, 0.1)
 POINT_SHARE = 0.3
@@ -400,13 +400,18 @@ def main(
     """Pre-train a compact base on the folders under DATA."""
     torch.manual_seed(seed)
     recipe = Recipe(backbone, batch_size, prompts, learning_rate, ema, lambda_dice, second_round, bf16)
-    shares = {name: share for name, share in MIXES[mix].items() if pasted or name != PASTED}
-    bank = Bank(data, shares, with_overlays=overlays)
+
+    def with_pasted(shares: dict[str, float]) -> dict[str, float]:
+        return shares if pasted else {**shares, PASTED: 0.0}
+
+    bank = Bank(data, with_pasted(MIXES[mix]), with_overlays=overlays)
     print({name: len(items) for name, items in bank.train.items()}, flush=True)
     for size, until in ((input_size, 1.0),) if input_size else STAGES:
         run = Run(output, mix, recipe, torch.device(device), size)
         run.restore()
         print(f"{size} px from step {run.step}", flush=True)
+        if until == 1.0:
+            bank.use_shares(with_pasted(FINISHES.get(mix, MIXES[mix])))
         train(run, bank, minutes, until, validate_every, time.process_time if cpu_time else time.monotonic)
         run.save()
     log_validation(run, bank)

@@ -23,7 +23,7 @@ from amsam_med.data.datalists import image_stem
 from amsam_med.data.readers import read_mask
 from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import bootstrap_interval, dice_score
-from amsam_med.infer import FULL_IMAGE
+from amsam_med.infer import NOT_FOUND
 from amsam_med.records import RESULTS, Cells, read_run
 from amsam_med.segment import SegmentOptions, segment
 
@@ -41,7 +41,7 @@ class Scored:
         box_iou: Of the box that the network was given with the box of the truth, in [0, 1]; None without either.
         truth_percent: Share of the image that the object truly covers, in percent.
         area_percent: Share of the image that the mask covers, in percent.
-        has_no_box: The detector found nothing, and the whole image was the box.
+        has_no_box: The detector found nothing, and the mask was drawn without a box.
         flags: The product's own doubts, joined by ";"; None where its table has no such column.
     """
 
@@ -89,7 +89,7 @@ def score(row: Cells, output: Path, truth: Mask) -> Scored:
         box_iou=box_overlap(box_of(row), truth),
         truth_percent=100 * float((truth > 0).mean()),
         area_percent=float(row["area_percent"]),
-        has_no_box=row["box_source"] == FULL_IMAGE,
+        has_no_box=row["box_source"] == NOT_FOUND,
         flags=row.get("flags"),
     )
 

@@ -106,6 +106,21 @@ MIXES: dict[str, dict[str, float]] = {
     },
 }
 """Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram."""
+FINISHES: dict[str, dict[str, float]] = {
+    "tiny": {
+        **MIXES["tiny"],
+        "isic2018/train": 0.40,
+        "human_vikram": 0.14,
+        "pretrain/ccp": 0.08,
+        "pretrain/coco128": 0.03,
+        "pretrain/viton": 0.015,
+        "pretrain/weizmann": 0.005,
+        "pretrain/davis16": 0.01,
+        "pretrain/fuseg": 0.01,
+        PASTED: 0.12,
+    },
+}
+"""Shares of a run's last stage where they differ: once the network can see, more of what the base is used for."""
 PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "pretrain/viton", "human_vikram")
 OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
@@ -208,7 +223,7 @@ class Bank:
         self.sources = tuple(source for source in SOURCES if source.folder in mix)
         if unknown := mix.keys() - {PASTED, *(source.folder for source in self.sources)}:
             raise ValueError(f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES or {PASTED!r}")
-        self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), mix.get(PASTED, 0.0)])
+        self.use_shares(mix)
         self.train: dict[str, Items] = {}
         self.validation: dict[str, Items] = {}
         for source in self.sources:
@@ -222,6 +237,10 @@ class Bank:
         self.objects = [self.train[name] for name in OBJECTS if name in self.train]
         self.scenery = [load_source(root, scenery), *(self.train[name] for name in SCENERY[1:] if name in self.train)]
         self.overlays = draw_overlays(OVERLAYS) if with_overlays else None
+
+    def use_shares(self, mix: Mapping[str, float]) -> None:
+        """Draw from now on by other shares of the same sources."""
+        self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), mix.get(PASTED, 0.0)])
 
     def scenes(self, batch_size: int, size: int, device: torch.device) -> Iterator[Scene]:
         """Endless augmented batches; randomness from torch's global generator."""

@@ -37,7 +37,7 @@ from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evaluate, score_image, summarise
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
-from pipelines.reporting import percent, table
+from pipelines.reporting import percent, table, write_block
 from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, augment, draw_overlays, lay_over, load_source
 
 FILTERS = (32, 64, 128, 192, 256)
@@ -319,8 +319,19 @@ def read_dice(scores: Path) -> dict[str, float]:
 @click.option("--bundle", help="Whose result to compare with.  [default: the set's own]", show_default=False)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 @click.option("--seed", default=0)
+@click.option(
+    "--document", type=click.Path(path_type=Path, exists=True), help="Where the table goes, between its marks."
+)
 def main(
-    verb: str, data: Path, output: Path, set_name: str, minutes: float, bundle: str | None, device: str, seed: int
+    verb: str,
+    data: Path,
+    output: Path,
+    set_name: str,
+    minutes: float,
+    bundle: str | None,
+    device: str,
+    seed: int,
+    document: Path | None,
 ) -> None:
     """Train a U-Net and compare it with a bundle on the test images."""
     task = TASKS[set_name] if bundle is None else TASKS[set_name]._replace(bundle=bundle)
@@ -333,7 +344,10 @@ def main(
         parameters = sum(parameter.numel() for parameter in run.network.parameters())
         print(f"{parameters:,} parameters; {counts} and {len(images.validation)} for validation", flush=True)
         train(run, images, task.shares, minutes)
-    print(compare(data, output, task, torch.device(device)))
+    text = compare(data, output, task, torch.device(device))
+    print(text)
+    if document is not None:
+        write_block(document, f"unet {set_name}", text)
 
 
 if __name__ == "__main__":

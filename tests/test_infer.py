@@ -41,9 +41,22 @@ def network() -> AmSam:
 def test_detected_boxes_prompt_the_network(network: AmSam):
     found = PromptInferer(detector).predict(IMAGES, network)
     with torch.no_grad():
-        assert torch.equal(found.mask_logits, network(IMAGES, detector(IMAGES).boxes))
-    assert found.box_sources == ["detector", "detector", "full image"]
+        with_box, without = network.predict(IMAGES, BOXES), network.predict(IMAGES)
+    assert torch.equal(found.mask_logits[:2], with_box.mask_logits[:2])
+    assert torch.equal(found.mask_logits[2], without.mask_logits[2])
+    assert found.predicted_iou[2] == pytest.approx(float(without.predicted_iou[2, 1]))
+    assert found.box_sources == ["detector", "detector", "not found"]
+    assert found.box_agreement[2] == 1
     assert found.box_confidence.tolist() == pytest.approx([0.9, 0.6, 0.0])
+
+
+def test_where_nothing_is_found_all_are_segmented_without_a_box(network: AmSam):
+    found = PromptInferer(
+        lambda image: detector(IMAGES)._replace(is_detected=torch.zeros(3, dtype=torch.bool))
+    ).predict(IMAGES, network)
+    with torch.no_grad():
+        assert torch.equal(found.mask_logits, network(IMAGES))
+    assert found.box_sources == ["not found"] * 3
 
 
 def test_a_given_box_goes_before_the_detector(network: AmSam):
@@ -81,7 +94,8 @@ def squares(*sides: int, sureness: float = 10.0) -> Tensor:
 
 def test_a_box_that_is_not_the_masks_disagrees():
     boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 32.0, 16.0], [0.0, 0.0, 64.0, 64.0]])
-    _, agreement = judge_masks(squares(8, 8, 0), boxes, TINY_SIZE)
+    found = Detections(boxes, torch.ones(3), torch.ones(3, dtype=torch.bool))
+    _, agreement = judge_masks(squares(8, 8, 0), found, TINY_SIZE)
     assert agreement.tolist() == pytest.approx([1, 0.5, 0], abs=0.07)  # edges lie between logits
 
 
@@ -112,7 +126,10 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.mask_logits = mask_logits
 
-    def predict(self, image: Tensor, boxes: Tensor | None) -> Prediction:
+    def embed(self, image: Tensor) -> Tensor:
+        return image
+
+    def predict(self, image: Tensor, boxes: Tensor | None = None) -> Prediction:
         return Prediction(self.mask_logits, torch.full((len(image), 2), 0.5))
 
 
@@ -125,7 +142,7 @@ def test_each_reason_for_a_look_has_its_flag():
     assert found.flags == [(), (Flag.EMPTY_MASK,), (Flag.BOX_MASK_DISAGREE,), (Flag.UNSURE_MASK,)]
     detected = PromptInferer(detector).predict(IMAGES, Fixed(squares(16, 8, 8)))  # type: ignore[arg-type]
     assert Flag.NO_BOX in detected.flags[2]
-    assert Flag.BOX_MASK_DISAGREE not in detected.flags[2]  # a stand-in is nobody's opinion
+    assert Flag.BOX_MASK_DISAGREE not in detected.flags[2]  # with a box that was not used
 
 
 def test_a_mask_without_a_box_cannot_disagree(network: AmSam):
@@ -161,12 +178,10 @@ def test_boxes_of_views_count_by_their_confidence(network: AmSam):
     assert found.box_confidence.tolist() == [0.75]
 
 
-def test_an_object_that_no_view_shows_has_the_full_images_box(network: AmSam):
+def test_an_object_that_no_view_shows_is_not_found(network: AmSam):
     nothing = Detections(full_image_box((TINY_SIZE, TINY_SIZE))[None], torch.zeros(1), torch.tensor([False]))
     found = PromptInferer(lambda image: nothing, "mirror").predict(IMAGES[:1], network)
-    assert found.boxes is not None
-    assert found.boxes.tolist() == [[0, 0, TINY_SIZE, TINY_SIZE]]
-    assert found.box_sources == ["full image"]
+    assert found.box_sources == ["not found"]
 
 
 def test_unknown_views_are_refused():

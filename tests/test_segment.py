@@ -129,16 +129,17 @@ def test_a_row_tells_box_area_and_trust_in_the_images_pixels(
     assert float(row["seconds"]) > 0
 
 
-def test_an_image_without_a_detection_is_counted_and_has_the_full_images_box(
+def test_an_image_without_a_detection_is_counted_and_has_no_box(
     photos: Path, tmp_path: Path, options: SegmentOptions
 ) -> None:
-    assert segment([photos], tmp_path / "out", options).full_image_boxes == 1
+    assert segment([photos], tmp_path / "out", options).without_box == 1
     row = rows_of(tmp_path / "out")[2]
     assert Path(row["file"]).name == "c.png"
-    assert row["box_source"] == "full image"
+    assert row["box_source"] == "not found"
     assert "no-box" in row["flags"].split(";")
     assert "box-mask-disagree" not in row["flags"]
-    assert [row[f"box_{edge}_px"] for edge in ("x1", "y1", "x2", "y2")] == ["0.0", "0.0", "64.0", "64.0"]
+    assert {row[f"box_{edge}_px"] for edge in ("x1", "y1", "x2", "y2")} == {""}
+    assert row["box_agreement"] == ""
 
 
 def test_without_a_detector_there_is_no_box(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
@@ -384,7 +385,7 @@ def test_the_run_says_what_made_the_results(photos: Path, tmp_path: Path, option
         "done": 4,
         "failed": 0,
         "skipped": 0,
-        "full_image_boxes": 1,
+        "without_box": 1,
         "flagged": flagged,
     }
     assert run["command"].startswith(f"amsam segment {photos} -o {tmp_path / 'out'} --bundle")  # type: ignore[attr-defined]
@@ -395,7 +396,7 @@ def test_the_run_says_what_made_the_results(photos: Path, tmp_path: Path, option
 
 def test_a_bundles_own_detector_gives_the_boxes(photos: Path, tmp_path: Path, tiny_bundle: Path) -> None:
     segment([photos], tmp_path / "out", SegmentOptions(str(tiny_bundle), device="cpu"))
-    assert {row["box_source"] for row in rows_of(tmp_path / "out")} <= {"detector", "full image"}
+    assert {row["box_source"] for row in rows_of(tmp_path / "out")} <= {"detector", "not found"}
     used = run_of(tmp_path / "out")["fingerprint"]["weights"]  # type: ignore[index]
     assert used["detector"] == sha256(tiny_bundle / "models" / "detector.safetensors")
 

@@ -165,7 +165,7 @@ def _print(summary: SegmentSummary) -> None:
         "done": str(summary.done),
         "failed": str(summary.failed),
         "skipped": str(summary.skipped),
-        "full-image boxes": str(summary.full_image_boxes),
+        "without a box": str(summary.without_box),
         "flagged": str(summary.flagged),
         "seconds": f"{summary.seconds:.1f}",
         "images/s": f"{summary.images_per_second:.1f}",

@@ -17,6 +17,8 @@ from amsam_med.errors import ConfigError, WeightsError
 FORMAT = "amsam-detector"
 FORMAT_VERSION = "1"
 PICKLES = (".pt", ".pth")
+MIN_CONFIDENCE = 0.05
+"""Of detectors that nobody chose one for."""
 _HALF_LIMIT = torch.finfo(torch.float16).max
 
 
@@ -30,6 +32,7 @@ class DetectorWeights(NamedTuple):
         input_size: Side of the square that it was trained on, in pixels.
         edge_error: How far it puts edges from where they are, see :class:`amsam_med.detect.scores.BoxScores`; 0 where
             nobody measured it.
+        min_confidence: Boxes that it is less sure of are worth less than none, in [0, 1].
     """
 
     state: Mapping[str, Tensor]
@@ -37,6 +40,7 @@ class DetectorWeights(NamedTuple):
     class_count: int
     input_size: int
     edge_error: float = 0.0
+    min_confidence: float = MIN_CONFIDENCE
 
 
 def read_weights(path: Path, trust_pickle: bool = False) -> DetectorWeights:
@@ -77,6 +81,7 @@ def write_weights(weights: DetectorWeights, path: Path, **remarks: str) -> None:
         "nc": str(weights.class_count),
         "input_size": str(weights.input_size),
         "edge_error": f"{weights.edge_error:.6g}",
+        "min_confidence": f"{weights.min_confidence:.6g}",
         **remarks,
     }
     replace_file(path, save({name: compact(tensor) for name, tensor in weights.state.items()}, header))
@@ -111,8 +116,8 @@ def _read_safetensors(path: Path) -> DetectorWeights:
         expected = f"expected {FORMAT!r}, version {FORMAT_VERSION}"
         raise WeightsError(f"{path.name} has format {got[0]!r}, version {got[1]}; {expected}. Give a detector's file")
     try:
-        edge_error = float(header.get("edge_error", 0.0))  # earlier files have none
-        return DetectorWeights(state, header["class_name"], int(header["nc"]), int(header["input_size"]), edge_error)
+        measured = float(header.get("edge_error", 0.0)), float(header.get("min_confidence", MIN_CONFIDENCE))
+        return DetectorWeights(state, header["class_name"], int(header["nc"]), int(header["input_size"]), *measured)
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{path.name} has a damaged header ({error!r}); copy or train it again") from error
 

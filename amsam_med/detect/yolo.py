@@ -1,5 +1,7 @@
 """YOLOv8n as box detector: the most confident box of an image becomes the prompt, as in the paper's Figure 2.
 
+Its edges are voted on by the boxes that overlap it (Gidaris and Komodakis 2015), of the image and of its mirror image.
+
 This is the only file that imports ultralytics, which is licensed under AGPL-3.0. Everything above it knows a detector
 as :class:`amsam_med.boxes.BoxDetector`.
 
@@ -24,14 +26,15 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 
 from amsam_med.boxes import Detections, clip_boxes, full_image_box, scale_boxes
-from amsam_med.detect.files import DetectorWeights, compact, read_weights, replace_file, write_weights
+from amsam_med.detect.files import MIN_CONFIDENCE, DetectorWeights, compact, read_weights, replace_file, write_weights
 from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
 from amsam_med.detect.scores import BoxScores, score_boxes
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.keys import Keys
+from amsam_med.views import MIRROR, view_boxes
 
 
 @contextmanager
@@ -74,22 +77,23 @@ with _switched_off():
     from ultralytics.utils.torch_utils import unset_deterministic
 
 ARCHITECTURE = "yolov8n"
-MIN_CONFIDENCE = 0.05
-"""Weaker boxes fit their object no better than the whole image does."""
+VOTING_IOU = 0.65
+"""IoU with the most confident box from which on a box has a vote; chosen on images for selection."""
 STRIDE = 32
 """Of YOLOv8's coarsest features: inputs are multiples of it."""
 _CLASS_HEAD = ".cv3."
 
 
 class YoloDetector(nn.Module):
-    """The most confident box of each image, or the whole image where none is confident enough.
+    """The most confident box of each image.
 
-    Frozen and always in evaluation mode. As only the best box counts, there is no suppression of overlapping boxes.
+    Frozen and always in evaluation mode. The network sees each image and its mirror image. The mean of all boxes that
+    overlap the most confident one counts, each with the weight of its confidence.
 
     Args:
         class_name: What it finds.
         input_size: Side of the square that the network was trained on, in pixels; a multiple of 32, at least 64.
-        min_confidence: Boxes below it do not count, in [0, 1].
+        min_confidence: Boxes below it do not count as detections, in [0, 1].
         edge_error: How far it puts the edges of boxes from where they are on images that it has not learned from, as
             the standard deviation in shares of the box's width and height; 0 where it is not known.
 
@@ -130,7 +134,7 @@ class YoloDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Detections:
-        """Find one box in each image.
+        """Find one box in each image; the whole image where no candidate lies in it.
 
         Args:
             image: RGB float32 ``(B, 3, S, S)`` in [0, 1]; resized where S is not the detector's own input size.
@@ -143,17 +147,30 @@ class YoloDetector(nn.Module):
         size, own_size = (image.shape[2], image.shape[3]), (self.input_size, self.input_size)
         if size != own_size:
             image = interpolate(image, own_size, mode="bilinear", antialias=True)
-        candidates = self.network(image)[0]  # (B, 5, anchors): centre x, centre y, width, height, confidence
-        confidence, best = candidates[:, 4].max(dim=1)
-        best_box = candidates[:, :4].gather(2, best[:, None, None].expand(-1, 4, 1)).squeeze(2)
-        boxes = clip_boxes(scale_boxes(box_convert(best_box, "cxcywh", "xyxy"), own_size, size), size)
+        both = self.network(torch.cat([image, image.flip(3)]))[0].mT  # (2B, anchors, 5)
+        seen, mirrored = (box_convert(half, "cxcywh", "xyxy") for half in both[..., :4].chunk(2))
+        candidates = torch.cat([seen, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)  # (B, 2 anchors, 4)
+        confidences = torch.cat(both[..., 4].chunk(2), dim=1)
+        voted = [_vote(*image) for image in zip(candidates, confidences, strict=True)]
+        confidence = confidences.amax(dim=1)
+        boxes = clip_boxes(scale_boxes(torch.stack(voted), own_size, size), size)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        is_detected = has_area & (confidence >= self.min_confidence)
+        confidence = confidence.where(has_area, 0.0)
         return Detections(
-            boxes=torch.where(is_detected[:, None], boxes, full_image_box(size).to(boxes)),
-            confidence=confidence.where(is_detected, 0.0),
-            is_detected=is_detected,
+            boxes=torch.where(has_area[:, None], boxes, full_image_box(size).to(boxes)),
+            confidence=confidence,
+            is_detected=has_area & (confidence >= self.min_confidence),
         )
+
+
+def _vote(candidates: Tensor, confidences: Tensor) -> Tensor:
+    """The mean ``(4,)`` of the boxes ``(N, 4)`` around the most confident one, weighted by confidences ``(N,)``."""
+    best = int(confidences.argmax())
+    is_near = box_iou(candidates[best, None], candidates)[0] >= VOTING_IOU
+    is_near[best] = True  # also where it has no area
+    votes = confidences * is_near
+    mean: Tensor = (votes[:, None] * candidates).sum(dim=0) / votes.sum().clamp(min=1e-12)
+    return mean
 
 
 class DetectorScores(NamedTuple):
@@ -205,6 +222,7 @@ class TrainingOptions(NamedTuple):
         mosaic: Share of training images composed of four, for small objects; none in the last quarter of the epochs.
         start: Weights to begin with instead of random ones; their class head is left out if it has other classes.
         trust_pickle: ``start`` may be an ultralytics ``.pt`` file, which can run code when it is read.
+        min_confidence: Of the trained detector, see :class:`YoloDetector`.
     """
 
     class_name: str = "object"
@@ -217,14 +235,15 @@ class TrainingOptions(NamedTuple):
     mosaic: float = 0.0
     start: Path | None = None
     trust_pickle: bool = False
+    min_confidence: float = MIN_CONFIDENCE
 
 
-def load_detector(path: str | Path, min_confidence: float = MIN_CONFIDENCE, trust_pickle: bool = False) -> YoloDetector:
+def load_detector(path: str | Path, min_confidence: float | None = None, trust_pickle: bool = False) -> YoloDetector:
     """Read a detector, strictly, and make it fast; :func:`save_detector` does not take it any more.
 
     Args:
         path: A file that :func:`save_detector` wrote, or an ultralytics ``.pt`` of a YOLOv8n with one class.
-        min_confidence: As for :class:`YoloDetector`.
+        min_confidence: As for :class:`YoloDetector`; by default the file's own.
         trust_pickle: ``path`` may be a ``.pt`` file, which can run code when it is read.
 
     Raises:
@@ -236,6 +255,7 @@ def load_detector(path: str | Path, min_confidence: float = MIN_CONFIDENCE, trus
     if weights.class_count != 1:
         got = f"{path.name} finds {weights.class_count} classes"
         raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
+    min_confidence = weights.min_confidence if min_confidence is None else min_confidence
     detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
     try:
         detector.network.load_state_dict(weights.state)
@@ -249,7 +269,8 @@ def save_detector(detector: YoloDetector, path: Path, scores: DetectorScores | N
     """Write a detector as fp16 safetensors (6 MB), and its scores beside it as JSON; both replaced atomically."""
     assert not detector.network.is_fused(), "a fused detector lacks tensors of its file; copy the file"  # type: ignore[operator]
     state = detector.network.state_dict()
-    weights = DetectorWeights(state, detector.class_name, 1, detector.input_size, detector.edge_error)
+    measured = detector.edge_error, detector.min_confidence
+    weights = DetectorWeights(state, detector.class_name, 1, detector.input_size, *measured)
     write_weights(weights, path, model=f"{ARCHITECTURE}.yaml", ultralytics=ultralytics.__version__)
     if scores is not None:
         plain = {**scores._asdict(), "best_box": scores.best_box._asdict()}
@@ -297,7 +318,7 @@ def train_detector(
             training.train()  # type: ignore[no-untyped-call]
         else:
             training.measure()
-    detector = YoloDetector(options.class_name, parts[0].input_size)
+    detector = YoloDetector(options.class_name, parts[0].input_size, options.min_confidence)
     detector.network.load_state_dict(training.best_state)
     map50, map50_95 = (training.best_metrics[f"metrics/{name}(B)"] for name in ("mAP50", "mAP50-95"))
     best_box = score_boxes(detector, validation, options.has_instances)

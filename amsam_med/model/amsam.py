@@ -92,13 +92,14 @@ class AmSam(nn.Module):
         Raises:
             DataError: ``image`` is neither an image nor an embedding of this network's size.
         """
-        embedding = self._embed(image)
+        embedding = self.embed(image)
         sparse, dense = self.prompt_encoder(embedding.shape[0], boxes, points, point_labels, earlier_logits)
         decoded = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
         mask_logits = self.calibration(decoded.mask_logits, decoded.upscaled, decoded.mask_vectors)
         return Prediction(mask_logits, decoded.predicted_iou)
 
-    def _embed(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
+        """Embed images; embeddings pass as they are. Arguments, result and errors as for :meth:`predict`."""
         size, grid = self.input_size, self.input_size // PATCH
         shape = tuple(image.shape[1:])
         if shape == (EMBEDDING_CHANNELS, grid, grid):

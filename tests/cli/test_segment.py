@@ -35,7 +35,7 @@ def test_a_folder_is_segmented_and_summed_up(
     assert cli.main(["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle]) == 0
     printed = capsys.readouterr()
     words = dict(line.rsplit(maxsplit=1) for line in printed.out.splitlines()[:7])
-    assert list(words) == ["done", "failed", "skipped", "full-image boxes", "flagged", "seconds", "images/s"]
+    assert list(words) == ["done", "failed", "skipped", "without a box", "flagged", "seconds", "images/s"]
     assert (words["done"], words["failed"], words["skipped"]) == ("3", "0", "0")
     assert printed.err == ""  # no bar where nobody looks at it
     assert (

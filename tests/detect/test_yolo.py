@@ -25,16 +25,23 @@ SIZE = 64
 
 
 class Candidates(torch.nn.Module):
-    """Stands in for the network: answers with given (centre x, centre y, width, height, confidence)."""
+    """Stands in for the network: answers with given (centre x, centre y, width, height, confidence).
 
-    def __init__(self, *candidates: list[float]) -> None:
+    Of the mirror images, which are the second half of a batch, it answers the same mirrored, or with ``mirrored``.
+    """
+
+    def __init__(self, *candidates: list[float], mirrored: list[list[float]] | None = None) -> None:
         super().__init__()
-        self.candidates = torch.tensor(candidates).T[None]
+        self.candidates = torch.tensor(candidates).T
+        self.mirrored = self.candidates.clone() if mirrored is None else torch.tensor(mirrored).T
+        if mirrored is None:
+            self.mirrored[0] = SIZE - self.mirrored[0]
         self.seen = torch.empty(0)
 
     def forward(self, image: Tensor) -> tuple[Tensor, None]:
         self.seen = image
-        return self.candidates.expand(len(image), -1, -1), None
+        both = torch.stack([self.candidates, self.mirrored])
+        return both.repeat_interleave(len(image) // 2, dim=0), None
 
 
 def items(count: int) -> list[dict[str, Tensor]]:
@@ -72,7 +79,25 @@ def test_the_most_confident_box_wins(with_candidates: Callable[..., YoloDetector
 def test_boxes_are_in_the_frame_of_the_image_that_was_given(with_candidates: Callable[..., YoloDetector]) -> None:
     detector = with_candidates([30, 20, 20, 10, 0.8])
     assert detector(torch.zeros(1, 3, 2 * SIZE, 2 * SIZE)).boxes.tolist() == [[40, 30, 80, 50]]
-    assert detector.network.seen.shape == (1, 3, SIZE, SIZE)
+    assert detector.network.seen.shape == (2, 3, SIZE, SIZE)
+
+
+def test_boxes_around_the_most_confident_one_vote_by_their_confidence(
+    with_candidates: Callable[..., YoloDetector],
+) -> None:
+    near, far = [33, 20, 20, 10, 0.4], [10, 10, 4, 4, 0.7]
+    found = with_candidates([30, 20, 20, 10, 0.8], near, far)(torch.zeros(1, 3, SIZE, SIZE))
+    torch.testing.assert_close(found.boxes, torch.tensor([[21.0, 15.0, 41.0, 25.0]]))
+    assert found.confidence.tolist() == pytest.approx([0.8])
+
+
+def test_the_mirror_image_has_a_vote_too(detector: YoloDetector) -> None:
+    detector.network = Candidates([30, 20, 20, 10, 0.3], mirrored=[[SIZE - 33, 20, 20, 10, 0.6]])
+    image = torch.rand(1, 3, SIZE, SIZE)
+    found = detector(image)
+    torch.testing.assert_close(found.boxes, torch.tensor([[22.0, 15.0, 42.0, 25.0]]))
+    assert found.confidence.tolist() == pytest.approx([0.6])
+    assert torch.equal(detector.network.seen[1], image[0].flip(2))
 
 
 def test_boxes_end_at_the_edge_of_the_image(with_candidates: Callable[..., YoloDetector]) -> None:
@@ -80,13 +105,15 @@ def test_boxes_end_at_the_edge_of_the_image(with_candidates: Callable[..., YoloD
     assert found.boxes.tolist() == [[50, 0, 64, 64]]
 
 
-@pytest.mark.parametrize(
-    "candidate", [[30, 20, 20, 10, 0.04], [200, 200, 9, 9, 0.9]], ids=["too unsure", "outside the image"]
-)
-def test_the_whole_image_stands_in_for_a_missing_box(
-    candidate: list[float], with_candidates: Callable[..., YoloDetector]
-) -> None:
-    found = with_candidates(candidate)(torch.zeros(2, 3, SIZE, SIZE))
+def test_an_unsure_box_is_no_detection(with_candidates: Callable[..., YoloDetector]) -> None:
+    found = with_candidates([30, 20, 20, 10, 0.04])(torch.zeros(2, 3, SIZE, SIZE))
+    torch.testing.assert_close(found.boxes, torch.tensor([[20.0, 15.0, 40.0, 25.0]] * 2))
+    assert found.confidence.tolist() == pytest.approx([0.04] * 2)
+    assert found.is_detected.tolist() == [False, False]
+
+
+def test_the_whole_image_stands_in_for_a_box_outside_it(with_candidates: Callable[..., YoloDetector]) -> None:
+    found = with_candidates([200, 200, 9, 9, 0.9])(torch.zeros(2, 3, SIZE, SIZE))
     assert found.boxes.tolist() == [[0, 0, 64, 64]] * 2
     assert found.confidence.tolist() == [0, 0]
     assert found.is_detected.tolist() == [False, False]
@@ -150,14 +177,17 @@ def test_a_file_is_small_and_says_what_it_is(detector: YoloDetector, tmp_path: P
     assert header["model"] == "yolov8n.yaml"
 
 
-def test_the_edge_error_is_kept_in_the_file_and_earlier_files_have_none(tmp_path: Path) -> None:
-    detector = YoloDetector("square", SIZE, edge_error=0.0375)
+def test_what_was_measured_is_kept_in_the_file_and_earlier_files_have_none(tmp_path: Path) -> None:
+    detector = YoloDetector("square", SIZE, min_confidence=0.4, edge_error=0.0375)
     save_detector(detector, tmp_path / "new.safetensors")
-    assert load_detector(tmp_path / "new.safetensors").edge_error == 0.0375
+    loaded = load_detector(tmp_path / "new.safetensors")
+    assert (loaded.edge_error, loaded.min_confidence) == (0.0375, 0.4)
+    assert load_detector(tmp_path / "new.safetensors", min_confidence=0.1).min_confidence == 0.1
     with safe_open(tmp_path / "new.safetensors", "pt") as file:
-        header = {name: text for name, text in file.metadata().items() if name != "edge_error"}
+        header = {name: text for name, text in file.metadata().items() if name not in ("edge_error", "min_confidence")}
         save_file({name: file.get_tensor(name) for name in file.keys()}, tmp_path / "old.safetensors", header)  # noqa: SIM118
-    assert load_detector(tmp_path / "old.safetensors").edge_error == 0
+    loaded = load_detector(tmp_path / "old.safetensors")
+    assert (loaded.edge_error, loaded.min_confidence) == (0, 0.05)
 
 
 def test_a_fused_detector_finds_the_same(detector: YoloDetector) -> None:

@@ -158,9 +158,9 @@ def test_the_papers_numbers_are_there_for_every_number_of_shots() -> None:
 def test_boxes_of_a_field_are_found_once(labelled_folder: Path, tmp_path: Path) -> None:
     encoder = torch.nn.Conv2d(3, 256, kernel_size=16, stride=16)
     field = Field(folder_datalist(labelled_folder)[:2], encoder, tmp_path)
-    boxes = field.boxes(weights.find("lesion-detector"))
-    assert boxes.shape == (2, 4)
-    assert field.boxes(weights.find("lesion-detector")) is boxes
+    found = field.boxes(weights.find("lesion-detector"))
+    assert found.boxes.shape == (2, 4)
+    assert field.boxes(weights.find("lesion-detector")) is found
 
 
 def test_the_commands_run_cells_and_render_them(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
