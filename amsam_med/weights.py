@@ -94,6 +94,7 @@ def _sam(size: str, md5_prefix: str, sha256: str, length: int) -> Weights:
 
 _WEIGHTS = (
     Weights("tiny", "assets/tiny.safetensors", "compact promptable base network", _RESEARCH),
+    Weights("tiny-general", "assets/tiny-general.safetensors", "the same, without dermoscopy: for studies", _RESEARCH),
     Weights("amsam_isic", "bundles/amsam_isic/models/model.pt", "skin lesions in dermoscopy", _RESEARCH),
     Weights("amsam_body", "bundles/amsam_body/models/model.pt", "people in photographs", _RESEARCH),
     Weights("lesion-detector", "bundles/amsam_isic/models/detector.safetensors", "boxes of skin lesions", _YOLO),

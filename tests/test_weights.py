@@ -77,7 +77,7 @@ def put(file: Path, content: bytes = CONTENT) -> Path:
 
 
 def test_the_registry_knows_these_names() -> None:
-    embedded = ["tiny", "amsam_isic", "amsam_body", "lesion-detector", "person-detector"]
+    embedded = ["tiny", "tiny-general", "amsam_isic", "amsam_body", "lesion-detector", "person-detector"]
     assert list(weights.known()) == [*embedded, "vit_b", "vit_l", "vit_h"]
     assert [name for name, entry in weights.known().items() if entry.is_embedded] == embedded
 
@@ -244,5 +244,5 @@ def test_verify_looks_at_everything_unless_told_otherwise() -> None:
 def test_the_record_of_this_checkout_fits_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     embedded = [finding for finding in weights.verify() if finding.weights.is_embedded]
-    assert len(embedded) == 5
+    assert len(embedded) == 6
     assert [finding for finding in embedded if finding.state in (State.DAMAGED, State.UNREGISTERED)] == []
