@@ -164,13 +164,11 @@ def predict_prompted(network: AmSam, inputs: Tensor, found: Detections | None) -
         return network.predict(inputs)
     if bool(found.is_detected.all()):
         return network.predict(inputs, found.boxes)
-    embedding = network.embed(inputs)
-    with_box, without = network.predict(embedding, found.boxes), network.predict(embedding)
-    is_detected = found.is_detected[:, None]  # (B, 1)
-    return Prediction(
-        torch.where(is_detected[..., None, None], with_box.mask_logits, without.mask_logits),
-        torch.where(is_detected, with_box.predicted_iou, without.predicted_iou),
-    )
+    embedding, is_detected = network.embed(inputs), found.is_detected
+    with_box = network.predict(embedding[is_detected], found.boxes[is_detected])
+    without = network.predict(embedding[~is_detected])
+    order = torch.cat([is_detected.nonzero(), (~is_detected).nonzero()]).flatten().argsort()
+    return Prediction(*(torch.cat(parts)[order] for parts in zip(with_box, without, strict=True)))
 
 
 def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) -> tuple[Tensor, Tensor]:
