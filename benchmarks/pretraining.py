@@ -1,18 +1,20 @@
-"""Which encoder and which recipe the compact base is pre-trained with: short runs of equal CPU time, side by side.
+"""Which encoder, input size and recipe the compact base is pre-trained with: short runs of equal CPU time.
 
-    python -m benchmarks.pretraining encoders --data DATA -o RUNS --minutes 5
-    python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 5 --document docs/embedded-models.md
+    python -m benchmarks.pretraining encoders --data DATA -o RUNS --minutes 4
+    python -m benchmarks.pretraining sizes --data DATA -o RUNS --minutes 4
+    python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 4 --document docs/embedded-models.md
 
 Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; finished runs are
 not repeated. Dice is that of held-out images of all sources with a whole object (no prompt) and of parts of images
-with several masks (the truth's box); milliseconds an image are the encoder's at 256 px in batches of 8 on all cores,
-its branches merged: let nothing else run beside it. The last line names the best.
+with several masks (the truth's box); milliseconds an image are the encoder's in batches of 8 on all cores, its branches
+merged (encoders are compared at 256 px): let nothing else run beside it. The last line names the best.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +39,7 @@ RECIPES = {
     "nothing pasted": ("--no-pasted",),
     "Dice and cross-entropy 1:1": ("--lambda-dice", "0.5"),
 }
+SIZES = (128, 160, 192, 256)
 MEASURED = ("steps", "Dice, no prompt", "Dice of parts, box")
 INPUT_SIZE = 160
 BATCH_SIZE = 8
@@ -58,7 +61,7 @@ class Outcome(NamedTuple):
 
 _data = click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 _output = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
-_minutes = click.option("--minutes", default=5.0, show_default=True, help="CPU time of each run.")
+_minutes = click.option("--minutes", default=4.0, show_default=True, help="CPU time of each run.")
 _document = click.option(
     "--document", type=click.Path(path_type=Path, exists=True), help="Where the table goes, between its marks."
 )
@@ -66,7 +69,7 @@ _document = click.option(
 
 @click.group()
 def main() -> None:
-    """Compare encoders, or recipes, by short runs of equal CPU time."""
+    """Compare encoders, input sizes, or recipes, by short runs of equal CPU time."""
 
 
 @main.command()
@@ -79,11 +82,25 @@ def encoders(data: Path, output: Path, minutes: float, document: Path | None) ->
     rows, reached = [], {}
     for name in ENCODERS:
         outcome = reached[name] = _run(data, output / name, minutes, ("--backbone", name))
-        encoder = CompactImageEncoder(256, is_fused=False, backbone_name=name)
-        encoder.fuse()
+        encoder = _encoder(name, 256)
         millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
         rows.append([f"`{name}`", f"{millions:.1f} M", f"{_milliseconds(encoder):.1f}", *_cells(outcome)])
     _show("encoders", ["encoder", "parameters", "ms an image", *MEASURED], rows, reached, document)
+
+
+@main.command()
+@_data
+@_output
+@_minutes
+@_document
+def sizes(data: Path, output: Path, minutes: float, document: Path | None) -> None:
+    """Sides of the input in pixels, from first to last."""
+    rows, reached = [], {}
+    for size in SIZES:
+        folder = output / (COMPACT_BACKBONE if size == INPUT_SIZE else f"size-{size}")
+        outcome = reached[f"{size} px"] = _run(data, folder, minutes, ("--input-size", str(size)))
+        rows.append([f"{size} px", f"{_milliseconds(_encoder(COMPACT_BACKBONE, size)):.1f}", *_cells(outcome)])
+    _show("sizes", ["input", "ms an image", *MEASURED], rows, reached, document)
 
 
 @main.command()
@@ -129,15 +146,25 @@ def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> 
     return Outcome(last["step"], sum(none) / len(none), sum(box) / len(box))
 
 
+def _encoder(name: str, size: int) -> CompactImageEncoder:
+    """An encoder as it is used: its parallel branches merged."""
+    encoder = CompactImageEncoder(size, is_fused=False, backbone_name=name)
+    encoder.fuse()
+    return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 @torch.no_grad()
-def _milliseconds(encoder: CompactImageEncoder, rounds: int = 5) -> float:
-    encoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.rand(BATCH_SIZE, 3, 256, 256).contiguous(memory_format=torch.channels_last)
+def _milliseconds(encoder: CompactImageEncoder, rounds: int = 15) -> float:
+    """Of the median batch, an image."""
+    size = encoder.input_size
+    images = torch.rand(BATCH_SIZE, 3, size, size).contiguous(memory_format=torch.channels_last)
     encoder(images)
-    start = time.perf_counter()
+    seconds = []
     for _ in range(rounds):
+        start = time.perf_counter()
         encoder(images)
-    return 1000 * (time.perf_counter() - start) / rounds / BATCH_SIZE
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds) / BATCH_SIZE
 
 
 def _cells(outcome: Outcome) -> list[str]:
