@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -213,7 +213,7 @@ class Run:
     def __init__(self, folder: Path, name: str, recipe: Recipe, device: torch.device, input_size: int) -> None:
         self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = get_ema_multi_avg_fn(recipe.ema_decay**AVERAGE_EVERY)  # type: ignore[no-untyped-call]
+        ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05, fused=True
@@ -274,6 +274,20 @@ class Run:
         with atomic_path(target) as path:
             save_file(state, path, {"base": self.name, "input_size": str(network.input_size)})
         return target
+
+
+def exponential_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An update for ``AveragedModel`` whose memory grows with the run.
+
+    After n updates it spans about n/9 of them, at most 1 / (1 - decay): a short run is not averaged with the noise that
+    it began as.
+    """
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        reach = min(decay, (1 + float(count)) / (10 + float(count)))
+        get_ema_multi_avg_fn(reach)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
 
 
 def train(

@@ -143,6 +143,15 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_average_forgets_how_a_short_run_began_and_remembers_in_a_long_one() -> None:
+    update, average = pretrain.exponential_average(0.99), [torch.tensor([100.0])]
+    for count in range(1, 51):
+        update(average, [torch.tensor([1.0])], torch.tensor(count))
+    assert float(average[0]) == pytest.approx(1.0, abs=0.01)
+    update(average, [torch.tensor([101.0])], torch.tensor(10_000))
+    assert float(average[0]) == pytest.approx(2.0, abs=0.01)
+
+
 def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--minutes"]
     first = CliRunner().invoke(pretrain.main, [*arguments, "0.05"], catch_exceptions=False)
