@@ -1,7 +1,14 @@
-"""From images to masks with a box found on the way: the paper's automated prompting as a MONAI inferer."""
+"""From images to masks with a box found on the way: the paper's automated prompting as a MONAI inferer.
+
+On a CPU the result of an image is that of the image alone, bit for bit, whatever is segmented beside it and on however
+many cores: each image is a batch of its own, in one thread; the images of a batch are shared out to as many threads as
+torch has. That is as fast as one batch in all threads. On other devices the images of a batch are computed at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -103,7 +110,6 @@ class PromptInferer(Inferer):
         self.latest = self.predict(inputs, network, *args, **kwargs)
         return self.latest.mask_logits
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor, network: AmSam, boxes: Tensor | None = None) -> Segmentation:
         """Segment images.
 
@@ -112,6 +118,19 @@ class PromptInferer(Inferer):
             network: The network, in evaluation mode.
             boxes: Boxes from the caller, float ``(B, 4)``, xyxy pixels of the model input.
         """
+        if inputs.device.type != "cpu":
+            return self._predict(inputs, network, boxes)
+        threads = torch.get_num_threads()
+        singles = torch.split(inputs, 1)
+        of_single = [None] * len(singles) if boxes is None else torch.split(boxes, 1)
+        with ThreadPoolExecutor(min(threads, len(singles)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                return _joined(list(pool.map(self._predict, singles, [network] * len(singles), of_single)))
+            finally:
+                torch.set_num_threads(threads)  # part of what the pool's threads set holds for all
+
+    @torch.no_grad()
+    def _predict(self, inputs: Tensor, network: AmSam, boxes: Tensor | None) -> Segmentation:
         count = inputs.shape[0]
         if network.settings["prompt"] == "none" or (boxes is None and self.detector is None):
             found, sources = None, ["none"] * count
@@ -195,6 +214,21 @@ def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) 
         for box, own in zip(found.boxes.cpu(), tight, strict=True)
     ]
     return certainty.cpu(), torch.tensor(agreement).where(found.is_detected.cpu(), 1.0)
+
+
+def _joined(parts: Sequence[Segmentation]) -> Segmentation:
+    """The results of several batches as those of one."""
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return Segmentation(
+        mask_logits=torch.cat([part.mask_logits for part in parts]),
+        predicted_iou=torch.cat([part.predicted_iou for part in parts]),
+        certainty=torch.cat([part.certainty for part in parts]),
+        boxes=torch.cat(boxes) if boxes else None,
+        box_confidence=torch.cat([part.box_confidence for part in parts]),
+        box_sources=[source for part in parts for source in part.box_sources],
+        box_agreement=torch.cat([part.box_agreement for part in parts]),
+        flags=[flags for part in parts for flags in part.flags],
+    )
 
 
 def _flags(box_source: str, certainty: float, box_agreement: float) -> tuple[Flag, ...]:

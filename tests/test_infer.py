@@ -22,14 +22,21 @@ from amsam_med.segment import SegmentOptions, segment
 from amsam_med.views import ViewKind
 from tests.conftest import TINY_SIZE
 
-IMAGES = torch.rand(3, 3, TINY_SIZE, TINY_SIZE, generator=torch.Generator().manual_seed(0))
+FOUR_IMAGES = torch.rand(4, 3, TINY_SIZE, TINY_SIZE, generator=torch.Generator().manual_seed(0))
+IMAGES = FOUR_IMAGES[:3]
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [10.0, 0.0, 64.0, 30.0], [0.0, 0.0, 64.0, 64.0]])
+
+
+def numbers(image: Tensor) -> list[int]:
+    """Which of the four images these are."""
+    return [next(n for n, one in enumerate(FOUR_IMAGES) if torch.equal(one, pixels)) for pixels in image]
 
 
 def detector(image: Tensor) -> Detections:
     """Finds the first two objects, and nothing in the third image."""
-    boxes = torch.stack([BOXES[0], BOXES[1], full_image_box((TINY_SIZE, TINY_SIZE))])[: len(image)]
-    return Detections(boxes, torch.tensor([0.9, 0.6, 0.0]), torch.tensor([True, True, False]))
+    boxes = torch.stack([BOXES[0], BOXES[1], full_image_box((TINY_SIZE, TINY_SIZE))])
+    found = Detections(boxes, torch.tensor([0.9, 0.6, 0.0]), torch.tensor([True, True, False]))
+    return Detections(*(part[numbers(image)] for part in found))
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +59,24 @@ def test_detected_boxes_prompt_the_network(network: AmSam):
 
 def test_where_nothing_is_found_all_are_segmented_without_a_box(network: AmSam):
     found = PromptInferer(
-        lambda image: detector(IMAGES)._replace(is_detected=torch.zeros(3, dtype=torch.bool))
+        lambda image: detector(image)._replace(is_detected=torch.zeros(len(image), dtype=torch.bool))
     ).predict(IMAGES, network)
     with torch.no_grad():
-        assert torch.equal(found.mask_logits, network(IMAGES))
+        torch.testing.assert_close(found.mask_logits, network(IMAGES))
     assert found.box_sources == ["not found"] * 3
 
 
 def test_a_given_box_goes_before_the_detector(network: AmSam):
     given = PromptInferer(detector).predict(IMAGES, network, boxes=BOXES)
     assert given.box_sources == ["user"] * 3
-    assert given.boxes is BOXES
+    assert given.boxes is not None
+    assert torch.equal(given.boxes, BOXES)
 
 
 def test_without_detector_or_box_the_network_works_alone(network: AmSam):
     alone = PromptInferer().predict(IMAGES, network)
     with torch.no_grad():
-        assert torch.equal(alone.mask_logits, network(IMAGES))
+        torch.testing.assert_close(alone.mask_logits, network(IMAGES))
     assert alone.boxes is None
     assert alone.box_sources == ["none"] * 3
 
@@ -130,7 +138,7 @@ class Fixed(torch.nn.Module):
         return image
 
     def predict(self, image: Tensor, boxes: Tensor | None = None) -> Prediction:
-        return Prediction(self.mask_logits[: len(image)], torch.full((len(image), 2), 0.5))
+        return Prediction(self.mask_logits[numbers(image)], torch.full((len(image), 2), 0.5))
 
 
 def test_each_reason_for_a_look_has_its_flag():
@@ -138,7 +146,7 @@ def test_each_reason_for_a_look_has_its_flag():
     boxes = torch.tensor(
         [[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 9.0, 9.0], [30.0, 30.0, 60.0, 60.0], [0.0, 0.0, 32.0, 32.0]]
     )
-    found = PromptInferer().predict(IMAGES[[0, 1, 2, 2]], Fixed(logits), boxes)  # type: ignore[arg-type]
+    found = PromptInferer().predict(FOUR_IMAGES, Fixed(logits), boxes)  # type: ignore[arg-type]
     assert found.flags == [(), (Flag.EMPTY_MASK,), (Flag.BOX_MASK_DISAGREE,), (Flag.UNSURE_MASK,)]
     detected = PromptInferer(detector).predict(IMAGES, Fixed(squares(16, 8, 8)))  # type: ignore[arg-type]
     assert Flag.NO_BOX in detected.flags[2]
@@ -187,6 +195,21 @@ def test_an_object_that_no_view_shows_is_not_found(network: AmSam):
 def test_unknown_views_are_refused():
     with pytest.raises(ConfigError, match="'top'; expected one of"):
         PromptInferer(detector, "top")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_images_result_is_its_own_bit_for_bit(threads: int, network: AmSam):
+    together = PromptInferer(detector).predict(IMAGES, network)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for order in ([2, 0, 1], [1], [0, 2]):
+            found = PromptInferer(detector).predict(IMAGES[order], network)
+            assert torch.equal(found.mask_logits, together.mask_logits[order])
+            assert torch.equal(found.certainty, together.certainty[order])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_as_a_monai_inferer_it_returns_the_logits(network: AmSam):
