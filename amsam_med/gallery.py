@@ -363,7 +363,7 @@ def _policy_hash(template: str, tag: str) -> str:
 
 
 _WIDTH, _HEIGHT = 320.0, 190.0  # of a plot, in units of its own
-_LEFT, _RIGHT, _TOP, _BASE = 58.0, 306.0, 24.0, 150.0  # of the area between its axes
+_LEFT, _RIGHT, _TOP, _BASE = 58.0, 300.0, 24.0, 150.0  # of the area between its axes
 _DIVISIONS = 5  # of the horizontal axis
 _MOST_STEPS = 5  # of the vertical axis
 

@@ -1,30 +1,32 @@
-"""Segmenting any number of images, files and folders, with a bundle's parts.
+"""Segmenting any number of images, files, folders, archives and servers, with a bundle's parts.
 
 Threads read ahead and write behind; between them the network works in batches. However long the list is, only a few
-batches of it are held in memory. An image that cannot be read or written becomes a row with its error, and the rest is
+batches of it are held in memory. A file that cannot be read or written becomes a row with its error, and the rest is
 done. The output folder::
 
     masks/<sub-folder>/<stem>_segmentation.png          0 and 255 (class ids where there are several), original size
-    overlays/<sub-folder>/<stem>_overlay.jpg or .png    outline and box over the image; JPEG for JPEG images
-    results.csv, run.json                               see amsam_med.records
+    overlays/<sub-folder>/<stem>_overlay.jpg            outline and box over the image
+    contours/, nifti/, dicom_seg/, dicom_sr/            where they are asked for; see amsam_med.data.writers.FORMATS
+    results.csv, run.json, journal.sqlite               see amsam_med.records
+    report.html                                         all of it to look at
 
-The sub-folder is the one that the image has in its input folder. Of several images that would get one name, the first
-by path keeps it; ``a.png`` beside ``a.jpg`` becomes ``a.png_segmentation.png``, and if that is taken, a number follows.
+The sub-folder is the one that the image has in its input folder. Pictures of a file that holds several are numbered
+from 1: ``<stem>_0001_segmentation.png``. How names are kept apart is in :mod:`amsam_med.sources`.
 
-A later run into the same folder skips an image whose bytes and results are as they were, if weights and settings are.
+A later run into the same folder skips a file whose bytes and results are as they were, if weights and settings are.
 """
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 import json
-import os
 import shlex
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,18 +37,23 @@ from monai.bundle.config_parser import ConfigParser
 
 from amsam_med import __version__, weights
 from amsam_med.bundle import model_overrides, open_bundle
-from amsam_med.data.datalists import image_stem, list_images
-from amsam_med.data.writers import FORMATS
-from amsam_med.errors import ConfigError, DataError
+from amsam_med.data.nifti import SliceAxis
+from amsam_med.data.readers import Window
+from amsam_med.data.writers import FORMATS, Labels
+from amsam_med.errors import ConfigError, MissingExtraError
+from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
-from amsam_med.records import Records, Row, read_run
-from amsam_med.stages import InputImage, Stages, file_digest
+from amsam_med.records import Earlier, Records, read_run
+from amsam_med.sources import InputFile, Inputs, list_inputs
+from amsam_med.stages import Outcome, Reading, Stages
 from amsam_med.views import ViewKind
 
 DEVICES = ("auto", "cpu", "cuda")
+REPORT = "report.html"
 SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
 
+_ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
 _FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 
 
@@ -59,10 +66,16 @@ class SegmentOptions:
         adapter: An adapter to use instead of the bundle's own model.
         base_weights: The base on which the adapter was trained; by default the one it names.
         detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
-        formats: Names of :data:`FORMATS`.
+        formats: Names of :data:`FORMATS`; none for the table and the report alone.
         device: One of :data:`DEVICES`; ``"auto"`` leaves it to the bundle.
         batch_size: Images that the network takes at once.
         overwrite: Do again what an earlier run has done.
+        slice_axis: Axis along which NIfTI volumes are cut, or "auto"; see :func:`amsam_med.data.readers.open_image`.
+        window: Centre and width of the grey values to show, instead of the file's own.
+        has_report: Whether to write ``report.html``.
+        keeps_identifiers: Whether paths that tell whose a DICOM image is are used as they are.
+        deidentifies: Whether DICOM results get new identifiers, and no patient.
+        stores: Whether DICOM results go back to the DICOMweb server that the image came from.
         test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
         overrides: Further entries of the configuration, by id.
     """
@@ -75,12 +88,18 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 8
     overwrite: bool = False
+    slice_axis: SliceAxis = "auto"
+    window: Window | None = None
+    has_report: bool = True
+    keeps_identifiers: bool = False
+    deidentifies: bool = False
+    stores: bool = False
     test_views: ViewKind | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Step(NamedTuple):
-    """One image is finished: how many of this run's images are, of how many, and which it was."""
+    """One file is finished or skipped: how many of this run's files are, of how many, and which it was."""
 
     finished: int
     total: int
@@ -96,14 +115,15 @@ class SegmentSummary:
 
     Attributes:
         output: The output folder.
-        images: How many images there are in the inputs.
-        done: Images segmented by this run.
-        failed: Images with an error.
-        skipped: Images that an earlier run had done.
-        without_box: Images among the done ones for which the detector found no box.
-        flagged: Images among the done ones that deserve a look; ``results.csv`` says why.
-        seconds: Wall time from the first image read to the last file written; loading the weights is not in it.
-        failures: (file, error) of the first :data:`SHOWN_FAILURES` failed images.
+        images: How many image files there are in the inputs.
+        done: Files segmented by this run.
+        failed: Files with an error.
+        skipped: Files that an earlier run had done.
+        pictures: Pictures segmented by this run; a file may hold several.
+        without_box: Pictures among them for which the detector found no box.
+        flagged: Pictures among them that deserve a look; ``results.csv`` says why.
+        seconds: Wall time from the first file read to the last one written; loading the weights is not in it.
+        failures: (file, error) of the first :data:`SHOWN_FAILURES` failed files.
     """
 
     output: Path
@@ -111,6 +131,7 @@ class SegmentSummary:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    pictures: int = 0
     without_box: int = 0
     flagged: int = 0
     seconds: float = 0.0
@@ -128,87 +149,90 @@ class SegmentSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Images finished a second of wall time."""
-        return self.finished / self.seconds if self.seconds else 0.0
+        """Pictures segmented a second of wall time."""
+        return self.pictures / self.seconds if self.seconds else 0.0
 
-    def count(self, row: Row) -> None:
-        """Take in one finished image."""
-        self.done += not row.error
-        self.failed += bool(row.error)
-        self.without_box += row.box_source == NOT_FOUND
-        self.flagged += bool(row.flags)
-        if row.error and len(self.failures) < SHOWN_FAILURES:
-            self.failures.append((row.file, row.error))
+    def count(self, outcome: Outcome) -> None:
+        """Take in one finished file."""
+        rows = [picture.row for picture in outcome.pictures]
+        error = next((row.error for row in rows if row.error), "")
+        self.skipped += not rows
+        self.done += bool(rows) and not error
+        self.failed += bool(error)
+        self.pictures += sum(not row.error for row in rows)
+        self.without_box += sum(row.box_source == NOT_FOUND for row in rows)
+        self.flagged += sum(bool(row.flags) for row in rows)
+        if error and len(self.failures) < SHOWN_FAILURES:
+            self.failures.append((outcome.file.file, error))
 
 
 def segment(
-    inputs: Sequence[Path], output: Path, options: SegmentOptions | None = None, progress: Progress | None = None
+    inputs: Sequence[Path | str],
+    output: Path,
+    options: SegmentOptions | None = None,
+    progress: Progress | None = None,
 ) -> SegmentSummary:
-    """Segment files and folders of images.
+    """Segment files, folders, archives of images, and what a DICOMweb server has.
 
     Ctrl-C ends the run after the batch in hand, with its results kept; a second Ctrl-C ends it at once.
 
     Args:
-        inputs: Image files, and folders that are searched with their sub-folders.
+        inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses.
         output: The output folder; made where it is missing. It may lie in an input folder.
         options: See :class:`SegmentOptions`.
-        progress: Called after each image, in the caller's thread.
+        progress: Called after each file, in the caller's thread.
 
     Raises:
-        DataError: An input does not exist or holds no images, or there is no such bundle.
-        ConfigError: An option is unknown, or the output folder holds files that must not be mixed with these results.
+        DataError: An input does not exist or holds no images, a server does not answer, or there is no such bundle.
+        ConfigError: An option is unknown, the output folder holds files that must not be mixed with these results, or
+            there is no room left in it.
         WeightsError: Model, adapter, base or detector are not at hand.
+        MissingExtraError: A format or an input needs an extra that is not installed.
     """
     options = options or SegmentOptions()
     _check(options)
-    images = find_images(inputs)
+    files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
     parser = open_bundle(options.bundle, "inference", _overrides(options))
-    stages = Stages(parser, output, options.formats, options.batch_size)
-    records = Records(output, _fingerprint(parser), options.overwrite, [form.folder for form in FORMATS.values()])
-    to_do = [image for image in images if options.overwrite or not _is_done(image, records, options.formats)]
-    summary = SegmentSummary(output, len(images), skipped=len(images) - len(to_do))
-    replaced = {image.result_file(name) for image in to_do for name in FORMATS}
-    records.start(replaced, _settings(inputs, output, options, stages.device))
-    start, state = time.monotonic(), "failed"
-    try:
-        with _interrupts_noted() as is_interrupted, closing(stages.run(to_do, is_interrupted)) as rows:
-            for row in rows:
-                records.add(row)
-                summary.count(row)
-                if progress is not None:
-                    progress(Step(summary.finished, len(to_do), row.file))
-        state = "interrupted" if summary.is_interrupted else "complete"
-    finally:
-        summary.seconds = time.monotonic() - start
-        records.finish(state, _outcome(summary))
+    parser.get_parsed_content("network")  # says what is wrong with its files before the output folder is touched
+    fingerprint = _fingerprint(parser, options)
+    summary = SegmentSummary(output, len(files))
+    with _room_in(output), closing(Records(output, fingerprint, options.overwrite)) as records:
+        labels = _labels(parser, fingerprint, records.salt if options.deidentifies else None)
+        reading = Reading(options.slice_axis, options.window)
+        stages = Stages(parser, output, options.formats, options.batch_size, reading, labels, options.stores)
+        records.start(_settings(inputs, output, options, stages.device))
+        start, state = time.monotonic(), "failed"
+        try:
+            _run(stages, files, records, summary, options.overwrite, progress)
+            state = "interrupted" if summary.is_interrupted else "complete"
+        finally:
+            summary.seconds = time.monotonic() - start
+            with suppress(OSError, sqlite3.Error) if state == "failed" else _room_in(output):
+                records.finish(state, _outcome(summary))
+                if options.has_report:
+                    _write_report(records)
     return summary
 
 
-def find_images(inputs: Sequence[Path]) -> list[InputImage]:
-    """All images of files and folders, each once, sorted by path.
+def _run(
+    stages: Stages,
+    files: Inputs,
+    records: Records,
+    summary: SegmentSummary,
+    overwrite: bool,
+    progress: Progress | None,
+) -> None:
+    def earlier(file: InputFile) -> Earlier | None:
+        found = records.earlier(file.name)
+        return found._replace(is_done=False, file=file.file) if found and overwrite else found
 
-    Results of earlier runs that lie in an input folder are left out.
-
-    Raises:
-        DataError: An input does not exist or holds no images.
-    """
-    found: dict[str, tuple[Path, Path]] = {}
-    for given in inputs:
-        for path in _images_of(given):
-            relative = path.relative_to(given) if given.is_dir() else Path(path.name)
-            found.setdefault(os.path.abspath(path), (path, relative))
-    if not found:
-        raise DataError("no inputs; give image files or folders")
-    images, taken = [], set[str]()
-    for path, relative in sorted(found.values(), key=lambda pair: pair[0].as_posix()):
-        whole = relative.as_posix()
-        names = itertools.chain(
-            [(relative.parent / image_stem(path)).as_posix(), whole], (f"{whole}-{n}" for n in itertools.count(2))
-        )
-        name = next(name for name in names if name.casefold() not in taken)  # some file systems ignore case
-        taken.add(name.casefold())
-        images.append(InputImage(path, path.as_posix(), name))
-    return images
+    with _interrupts_noted() as is_interrupted, closing(stages.run(files, earlier, is_interrupted)) as outcomes:
+        for outcome in outcomes:
+            if outcome.pictures:
+                records.add(outcome.file.name, outcome.pictures, outcome.formats)
+            summary.count(outcome)
+            if progress is not None:
+                progress(Step(summary.finished + summary.skipped, len(files), outcome.file.file))
 
 
 @contextmanager
@@ -234,29 +258,36 @@ def _interrupts_noted() -> Iterator[threading.Event]:
 def _check(options: SegmentOptions) -> None:
     if unknown := [name for name in options.formats if name not in FORMATS]:
         raise ConfigError(f"unknown format {', '.join(unknown)}; known are {', '.join(FORMATS)}")
-    if not options.formats or options.batch_size < 1 or options.device not in DEVICES:
-        got = f"formats={options.formats}, batch_size={options.batch_size}, device={options.device!r}"
-        raise ConfigError(f"got {got}; expected a format, a positive batch size, and one of {', '.join(DEVICES)}")
+    if options.batch_size < 1 or options.device not in DEVICES:
+        got = f"batch_size={options.batch_size}, device={options.device!r}"
+        raise ConfigError(f"got {got}; expected a positive batch size, and one of {', '.join(DEVICES)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, and torch finds none; use auto or cpu, or install torch for CUDA")
+    is_dicom = any(FORMATS[name].sources == ("DICOM",) for name in options.formats)
+    if is_dicom and importlib.util.find_spec("highdicom") is None:
+        raise MissingExtraError("highdicom", "dicom")
+    if options.stores and not is_dicom:
+        raise ConfigError("storing back sends DICOM results; ask for the formats dicom-seg or dicom-sr as well")
 
 
-def _images_of(given: Path) -> list[Path]:
-    if not given.is_dir():
-        if not given.exists():
-            raise DataError(f"{given}: no such file or folder. Check the path")
-        return [given]
-    is_output = cache(lambda folder: read_run(folder) is not None)
+def _is_result_folder() -> Callable[[Path], bool]:
+    """Whether a folder holds results of an earlier run."""
     names = {form.folder for form in FORMATS.values()}
+    is_output = cache(lambda folder: read_run(folder) is not None)
+    return lambda folder: folder.name in names and is_output(folder.parent)
 
-    def is_result(path: Path) -> bool:
-        above = itertools.takewhile(lambda folder: folder != given, path.parents)
-        return any(folder.name in names and is_output(folder.parent) for folder in above)
 
-    images = [path for path in list_images(given) if not is_result(path)]
-    if not images:
-        raise DataError(f"{given}: no images in it besides results of earlier runs")
-    return images
+@contextmanager
+def _room_in(output: Path) -> Iterator[None]:
+    """Say plainly that the output folder takes nothing more."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(
+            f"{output}: cannot be written to ({what}). Make room, or give another output folder; what is done stays "
+            "done, and the same command does the rest"
+        ) from error
 
 
 def _overrides(options: SegmentOptions) -> dict[str, Any]:
@@ -266,7 +297,7 @@ def _overrides(options: SegmentOptions) -> dict[str, Any]:
     return {**chosen, **options.overrides}
 
 
-def _fingerprint(parser: ConfigParser) -> dict[str, Any]:
+def _fingerprint(parser: ConfigParser, options: SegmentOptions) -> dict[str, Any]:
     """What a result depends on besides its image; no paths, so that folders may be moved."""
     parts = {name: parser.get(name) for name in _FINGERPRINTED}
     if isinstance(parts["network_def"], dict):
@@ -276,37 +307,40 @@ def _fingerprint(parser: ConfigParser) -> dict[str, Any]:
     ids = {"base": "network_def::base_weights", "adapter": "adapter"} if is_adapted else {"model": "model_file"}
     files = {name: _content(parser, id) for name, id in {**ids, "detector": "detector_file"}.items()}
     digests = {name: weights.sha256(Path(file)) if file else None for name, file in files.items()}
-    return {"amsam-med": __version__, **json.loads(as_json), "weights": digests}
+    reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
+    return {"amsam-med": __version__, **json.loads(as_json), **reading, "weights": digests}
+
+
+def _labels(parser: ConfigParser, fingerprint: Mapping[str, Any], salt: str | None) -> Labels:
+    segments = parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
+    digests = {role: digest for role, digest in fingerprint["weights"].items() if digest}
+    return Labels(segments, "AM-SAM Med", __version__, digests, salt)
 
 
 def _content(parser: ConfigParser, id: str) -> Any:
     return parser.get_parsed_content(id) if id in parser else None
 
 
-def _is_done(image: InputImage, records: Records, formats: Sequence[str]) -> bool:
-    row = records.earlier_row([image.result_file(name) for name in FORMATS])
-    if row is None:
-        return False
-    try:
-        is_same = row["image_sha256"] == file_digest(image.path)
-    except OSError:
-        return False  # the run itself says what is wrong
-    if not is_same and row["file"] != image.file:
-        raise ConfigError(
-            f"{records.folder} holds results of {row['file']} under the name that those of {image.file} would get; "
-            "give another output folder, or --overwrite to replace them"
-        )
-    return is_same and all(row[FORMATS[name].column] == image.result_file(name) for name in formats)
-
-
-def _settings(inputs: Sequence[Path], output: Path, options: SegmentOptions, device: torch.device) -> dict[str, Any]:
+def _settings(
+    inputs: Sequence[Path | str], output: Path, options: SegmentOptions, device: torch.device
+) -> dict[str, Any]:
     words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", options.bundle]
     words += ["--adapter", str(options.adapter)] if options.adapter else []
     words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
     words += ["--detector", options.detector] if options.detector else []
-    words += ["--format", ",".join(options.formats), "--device", options.device]
+    words += ["--format", ",".join(options.formats) or "csv", "--device", options.device]
+    words += ["--slice-axis", str(options.slice_axis)] if options.slice_axis != "auto" else []
+    words += ["--window", *map(str, options.window)] if options.window else []
     words += ["--test-views", options.test_views] if options.test_views else []
-    words += ["--batch-size", str(options.batch_size), *(["--overwrite"] if options.overwrite else [])]
+    words += ["--batch-size", str(options.batch_size)]
+    switches = {
+        "--overwrite": options.overwrite,
+        "--no-report": not options.has_report,
+        "--keep-identifiers": options.keeps_identifiers,
+        "--deidentify": options.deidentifies,
+        "--store": options.stores,
+    }
+    words += [name for name, is_on in switches.items() if is_on]
     chosen = {"bundle": options.bundle, "formats": options.formats, "batch_size": options.batch_size}
     return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}
 
@@ -318,3 +352,17 @@ def _outcome(summary: SegmentSummary) -> dict[str, Any]:
         "seconds": round(summary.seconds, 2),
         "images_per_second": round(summary.images_per_second, 2),
     }
+
+
+def _write_report(records: Records) -> None:
+    run, fingerprint = records.facts, records.fingerprint
+    facts = {
+        "Bundle": run["settings"]["bundle"],
+        "Command": run["command"],
+        "Weights": ", ".join(f"{role} {digest[:12]}" for role, digest in fingerprint["weights"].items() if digest),
+        "Version": f"AM-SAM Med {__version__}",
+        "Started": run["started"],
+        "State": run["state"],
+    }
+    cards = (Card(cells, thumbnail) for cells, thumbnail in records.pictures())
+    write_report(records.folder / REPORT, "Segmented images", facts, cards)

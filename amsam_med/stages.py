@@ -1,10 +1,13 @@
-"""One image's way through a folder run: read in a thread, segmented in a batch, written in a thread.
+"""One file's way through a folder run: opened and read in threads, segmented in batches, written in threads.
 
-The stages are the bundle's own parts, so masks are those of every other face. A fault of one image stays with it.
+The stages are the bundle's own parts, so masks are those of every other face. A file may hold many pictures (frames,
+pages, slices): each goes its own way, and when the last one is written, so are the results of the whole file. A fault
+of one picture stays with it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import threading
@@ -12,65 +15,91 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
-from monai.utils.enums import MetaKeys, PostFix
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amsam_med.boxes import Size, scale_boxes
-from amsam_med.data.writers import FORMATS, Result
-from amsam_med.errors import AmsamError, ConfigError
+from amsam_med.data.nifti import SliceAxis
+from amsam_med.data.readers import ImageFile, Window, open_image
+from amsam_med.data.writers import FORMATS, FileResult, Labels, PackedMasks, Result, thumbnail
+from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import NOT_FOUND, PromptInferer
 from amsam_med.keys import Keys
+from amsam_med.measure import measure
 from amsam_med.model import AmSam
-from amsam_med.records import Row
+from amsam_med.records import Earlier, Picture, Row
+from amsam_med.sources import DicomWeb, InputFile, local_copy
 
-_IMAGE_META = PostFix.meta(Keys.IMAGE.value)
 _MOST_HELPERS = 8
+_KEPT_BYTES = 4 << 20  # a decoded picture up to this size is kept until it is written; a larger one is read again
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class InputImage(NamedTuple):
-    """An image to segment.
+class Reading(NamedTuple):
+    """How files are read; results depend on it.
 
     Attributes:
-        path: The file.
-        file: What ``results.csv`` calls it: its path, beginning as the caller gave it.
-        name: Sub-folder and stem of its results; no two images of a run have the same one.
+        slice_axis: As for :func:`amsam_med.data.readers.open_image`.
+        window: As for :func:`amsam_med.data.readers.open_image`.
     """
 
-    path: Path
-    file: str
-    name: str
+    slice_axis: SliceAxis = "auto"
+    window: Window | None = None
 
-    def result_file(self, format_name: str) -> str:
-        """Path of its result in one format, relative to the output folder."""
-        form = FORMATS[format_name]
-        return f"{form.folder}/{self.name}{form.ending(self.path)}"
+
+class Outcome(NamedTuple):
+    """A file has gone its way.
+
+    Attributes:
+        file: Which one.
+        pictures: Of a file that was segmented or failed; none of one that an earlier run had done.
+        formats: Names of the formats that were written.
+    """
+
+    file: InputFile
+    pictures: Sequence[Picture]
+    formats: Sequence[str]
 
 
 class Stages:
-    """The parts of an opened inference bundle as stages that images pass.
+    """The parts of an opened inference bundle as stages that files pass.
 
     Args:
         parser: The bundle.
         output: Folder for the results.
         formats: Names of the :data:`FORMATS` to write.
-        batch_size: Images that the network takes at once.
+        batch_size: Pictures that the network takes at once.
+        reading: How files are read.
+        labels: What the classes mean, and who says so; for DICOM results.
+        stores: Whether DICOM results go back to the server that the image came from.
 
     Attributes:
         device: Where the network computes.
     """
 
-    def __init__(self, parser: ConfigParser, output: Path, formats: Sequence[str], batch_size: int) -> None:
+    def __init__(
+        self,
+        parser: ConfigParser,
+        output: Path,
+        formats: Sequence[str],
+        batch_size: int,
+        reading: Reading,
+        labels: Labels,
+        stores: bool = False,
+    ) -> None:
         self._output, self._formats, self._batch_size = output, formats, batch_size
+        self._reading, self._labels, self._stores = reading, labels, stores
         if "initialize" in parser:
             parser.get_parsed_content("initialize")
         self.device: torch.device = parser.get_parsed_content("device")
@@ -78,33 +107,67 @@ class Stages:
         self._postprocessing = parser.get_parsed_content("postprocessing")
         self._network: AmSam = parser.get_parsed_content("network")
         self._inferer: PromptInferer = parser.get_parsed_content("inferer")
+        self._open_files = set[_File]()
 
-    def run(self, images: Iterable[InputImage], is_interrupted: threading.Event) -> Generator[Row]:
-        """The rows of all images in order; after an interrupt, those of the batches begun before it."""
-        threads = torch.get_num_threads()
-        helpers = max(1, min(_MOST_HELPERS, threads // 4))
-        # All share the cores; torch's threads wait in busy loops, so each one too many costs a core.
-        torch.set_num_threads(max(1, threads - 2 * helpers))
+    def run(
+        self,
+        files: Iterable[InputFile],
+        earlier: Callable[[InputFile], Earlier | None],
+        is_interrupted: threading.Event,
+    ) -> Generator[Outcome]:
+        """The outcomes of all files in order; after an interrupt, those that the batches begun before it complete.
+
+        Args:
+            files: What to segment.
+            earlier: What is recorded of a file; None to do it again in any case.
+            is_interrupted: Set to stop after the batch in hand.
+
+        Raises:
+            ConfigError: The output folder holds results of another file under a name, there is no room left in it, or
+                the device has too little memory.
+        """
+        helpers = max(1, min(_MOST_HELPERS, torch.get_num_threads() // 2))
+        ahead = 2 * self._batch_size
+
+        def predicted(jobs: Iterator[_Job]) -> Iterator[_Job]:
+            return self._predict_batches(jobs, is_interrupted)
+
         try:
-            with closing(_in_order(self._read, map(_Job, images), helpers, 2 * self._batch_size)) as jobs:
-                predicted = self._predict_batches(jobs, is_interrupted)
-                with closing(_in_order(self._write, predicted, helpers, self._batch_size)) as rows:
-                    yield from rows
+            with (
+                closing(_in_order(lambda file: self._open(file, earlier(file)), files, helpers, ahead)) as opened,
+                closing(_in_order(self._read, _jobs(opened), helpers, ahead)) as jobs,
+                closing(_in_order(self._write, predicted(jobs), helpers, self._batch_size)) as done,
+            ):
+                for job in done:
+                    if job.is_last:
+                        yield self._close(job.file)
         finally:
-            torch.set_num_threads(threads)
+            for file in tuple(self._open_files):
+                file.close()
+            self._open_files.clear()
+
+    def _open(self, given: InputFile, earlier: Earlier | None) -> _File:
+        file = _File(given, earlier, self._formats)
+        self._open_files.add(file)
+        with _faults_of(file):
+            file.open(self._reading)
+        return file
 
     def _read(self, job: _Job) -> _Job:
+        if job.file.is_skipped or job.file.error:
+            return job
         with job.at_work():
-            job.facts["image_sha256"] = file_digest(job.image.path)
-            job.item = self._preprocessing({Keys.IMAGE.value: str(job.image.path)})
-            job.facts["height_px"], job.facts["width_px"] = job.original_size
+            pixels = job.file.pixels(job.index)
+            job.item = self._preprocessing({Keys.IMAGE.value: pixels})
+            job.size = pixels.shape[1], pixels.shape[2]
+            job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
         return job
 
     def _predict_batches(self, jobs: Iterator[_Job], is_interrupted: threading.Event) -> Iterator[_Job]:
         while batch := list(itertools.islice(jobs, self._batch_size)):
             if is_interrupted.is_set():
                 return
-            if readable := [job for job in batch if not job.error]:
+            if readable := [job for job in batch if job.item]:
                 self._predict(readable)
             yield from batch
 
@@ -129,37 +192,76 @@ class Stages:
             if boxes is not None and found.box_sources[index] != NOT_FOUND:
                 job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
                 height, width = images.shape[2:]
-                job.box_in_original = scale_boxes(boxes[index], (height, width), job.original_size)
+                job.box_in_original = scale_boxes(boxes[index], (height, width), job.size)
         seconds = (time.perf_counter() - start) / len(jobs)
         for job in jobs:
             job.seconds += seconds
 
-    def _write(self, job: _Job) -> Row:
-        if not job.error:
-            with job.at_work():
-                self._write_results(job)
-        image_facts: dict[str, Any] = {"file": job.image.file, "seconds": round(job.seconds, 3)}
-        if not job.error:
-            return Row(**image_facts, **job.facts)
-        for name in FORMATS:  # nothing may pass for the result of an image that has none
-            with suppress(OSError):
-                (self._output / job.image.result_file(name)).unlink()
-        known = {key: job.facts[key] for key in ("image_sha256", "height_px", "width_px") if key in job.facts}
-        return Row(**image_facts, **known, error=job.error)
+    def _write(self, job: _Job) -> _Job:
+        file = job.file
+        if not file.is_skipped:
+            if not (job.error or file.error):
+                with job.at_work(self._output):
+                    self._write_picture(job)
+            job.item, job.kept = {}, None
+            if file.take(job):
+                with _faults_of(file, self._output):
+                    self._write_file(file)
+        return job
 
-    def _write_results(self, job: _Job) -> None:
+    def _write_picture(self, job: _Job) -> None:
         mask = self._postprocessing(job.item)[Keys.PRED.value].numpy()[0]  # (1, H, W) -> (H, W)
-        area = int(np.count_nonzero(mask))
-        job.facts |= {"area_px": area, "area_percent": round(100 * area / mask.size, 3), "flags": ";".join(job.flags)}
+        pixels = job.file.pixels(job.index) if job.kept is None else job.kept
+        job.facts["measured"] = measure(pixels, mask, job.file.spacing_mm)
+        job.facts["flags"] = ";".join(job.flags)
         if job.box_in_original is not None:
             edges = [round(float(edge), 1) for edge in job.box_in_original]
             job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)
+        result = Result(pixels, mask, job.box_in_original, job.flags)
+        job.mask = PackedMasks.pack(mask) if any(FORMATS[name].of_file for name in job.file.formats) else None
+        job.thumbnail = thumbnail(pixels, mask)
+        for name in job.file.formats:
+            form = FORMATS[name]
+            if form.of_picture is not None:
+                job.files[form.column] = form.file(job.name)
+                form.of_picture(result, self._output / job.files[form.column])
+
+    def _write_file(self, file: _File) -> None:
+        """The results of a whole file, once all its pictures are done."""
+        if file.error or any(job.error for job in file.jobs):
+            return
+        file.check_unchanged()
+        masks = PackedMasks([job.mask for job in file.jobs if job.mask is not None])
+        measured = [asdict(job.facts["measured"]) for job in file.jobs]
+        written: dict[str, Path] = {}
+        result = FileResult(
+            file.path, file.image_format, masks, measured, self._reading.slice_axis, self._labels, written
+        )
         for name, form in FORMATS.items():
-            file = job.image.result_file(name)
-            # A format that an earlier run wrote is written again, so that all results of an image are of one kind.
-            if name in self._formats or (self._output / file).exists():
-                form.write(Result(job.image.path, mask, job.box_in_original, job.flags), self._output / file)
-                job.facts[form.column] = file
+            if name in file.formats and form.of_file is not None and form.fits(file.image_format):
+                path = self._output / form.file(file.given.name)
+                form.of_file(result, path)
+                written[name], file.files[form.column] = path, form.file(file.given.name)
+        to_store = [path for path in written.values() if path.suffix == ".dcm"]
+        if self._stores and to_store and file.given.kind == "dicomweb":
+            DicomWeb(file.given.place).store(to_store)
+
+    def _close(self, file: _File) -> Outcome:
+        """The outcome of a file; results that are no longer true are gone."""
+        file.close()
+        self._open_files.discard(file)
+        if file.is_skipped:
+            return Outcome(file.given, (), file.formats)
+        pictures = file.pictures()
+        kept = {result for picture in pictures for result in (picture.row.files or {}).values()}
+        stale = set() if file.earlier is None else set(file.earlier.results) - kept
+        if any(picture.row.error for picture in pictures):
+            names = {file.given.name, *(job.name for job in file.jobs)}
+            stale |= {form.file(name) for form in FORMATS.values() for name in names} - kept
+        for result in stale:  # nothing may pass for the result of an image that has none
+            with suppress(OSError):
+                (self._output / result).unlink()
+        return Outcome(file.given, pictures, file.formats)
 
 
 def file_digest(path: Path) -> str:
@@ -168,34 +270,161 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class _Job:
-    """One image on its way: what is known of it so far, and the first error."""
+class _File:
+    """A file on its way: what is known of it so far, and the first error that is not one picture's alone."""
 
-    def __init__(self, image: InputImage) -> None:
-        self.image = image
+    def __init__(self, given: InputFile, earlier: Earlier | None, formats: Sequence[str]) -> None:
+        self.given, self.earlier = given, earlier
+        # A format that an earlier run wrote is written again, so that all results of a file are of one kind.
+        self.formats = tuple(dict.fromkeys((*formats, *(earlier.formats if earlier else ()))))
+        self.is_skipped, self.error, self.digest, self.image_format = False, "", "", ""
+        self.count = 1
+        self.spacing_mm: tuple[float, float] | None = None
+        self.jobs: list[_Job] = []
+        self.files: dict[str, str] = {}  # results of the whole file
+        self.path = Path(given.member or given.place)
+        self._held = ExitStack()
+        self._image: ImageFile | None = None
+        self._lock = threading.Lock()
+        self._asked = formats
+
+    def open(self, reading: Reading) -> None:
+        """Look whether there is anything to do, and how many pictures the file holds."""
+        self.path = self._held.enter_context(local_copy(self.given))
+        self._state = _state(self.path)
+        self.digest = file_digest(self.path)
+        if self.earlier is not None:
+            is_same = self.earlier.sha256 == self.digest
+            if not is_same and self.earlier.file != self.given.file:
+                raise ConfigError(
+                    f"the output folder holds results of {self.earlier.file} under the name that those of "
+                    f"{self.given.file} would get; give another output folder, or --overwrite to replace them"
+                )
+            self.is_skipped = is_same and self.earlier.is_done and set(self._asked) <= set(self.earlier.formats)
+        if not self.is_skipped:
+            image = open_image(self.path, slice_axis=reading.slice_axis, window=reading.window)
+            self._image = self._held.enter_context(image)
+            self.count, self.image_format, self.spacing_mm = image.count, image.format, image.spacing_mm
+
+    @property
+    def name_on_disk(self) -> str:
+        """Name of the file that is read."""
+        return self.path.name
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """A picture, uint8 ``(3, H, W)`` RGB."""
+        assert self._image is not None
+        with self._lock:  # a file is read by one thread at a time
+            return self._image.pixels(index)
+
+    def take(self, job: _Job) -> bool:
+        """Keep a picture that is written; whether it was the last of the file to be."""
+        with self._lock:
+            self.jobs.append(job)
+            return len(self.jobs) == self.count
+
+    def check_unchanged(self) -> None:
+        """Whether the pixels are those of the digest.
+
+        Raises:
+            DataError: Somebody wrote to the file while it was segmented.
+        """
+        if _state(self.path) != self._state:
+            raise DataError(
+                f"{self.path.name}: it changed while it was segmented. Segment it again when it is complete"
+            )
+
+    def pictures(self) -> list[Picture]:
+        """What there is to record; of a file with an error, that alone."""
+        self.jobs.sort(key=lambda job: job.index)
+        if self.error:
+            seconds = round(sum(job.seconds for job in self.jobs), 3)
+            return [Picture(Row(self.given.file, image_sha256=self.digest, seconds=seconds, error=self.error))]
+        return [job.picture() for job in self.jobs]
+
+    def close(self) -> None:
+        """Let go of the file and its local copy."""
+        self._held.close()
+
+
+class _Job:
+    """One picture on its way: what is known of it so far, and the first error."""
+
+    def __init__(self, file: _File, index: int) -> None:
+        self.file, self.index = file, index
         self.item: dict[Any, Any] = {}
+        self.size: Size = (0, 0)  # (height, width) in pixels
+        self.kept: NDArray[np.uint8] | None = None
         self.box_in_original: Tensor | None = None
         self.flags: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}  # fields of Row
+        self.files: dict[str, str] = {}
+        self.mask: bytes | None = None
+        self.thumbnail: bytes | None = None
         self.seconds = 0.0
         self.error = ""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last picture of its file."""
+        return self.index == self.file.count - 1
+
+    @property
+    def name(self) -> str:
+        """Sub-folder and stem of its results."""
+        if self.file.count == 1:
+            return self.file.given.name
+        return f"{self.file.given.name}_{self.index + 1:0{max(4, len(str(self.file.count)))}}"
+
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Time a piece of work on this image alone; its fault is this image's and ends nothing else."""
+    def at_work(self, output: Path | None = None) -> Iterator[None]:
+        """Time a piece of work on this picture alone; its fault is this picture's and ends nothing else."""
         start = time.perf_counter()
         try:
-            yield
-        except Exception as error:  # whatever it is, the other images are to be done
-            self.error = _reason(error)
+            with _faults_of(self, output):
+                yield
         finally:
             self.seconds += time.perf_counter() - start
 
-    @property
-    def original_size(self) -> Size:
-        """(height, width) in pixels."""
-        height, width = self.item[_IMAGE_META][MetaKeys.SPATIAL_SHAPE]
-        return int(height), int(width)
+    def picture(self) -> Picture:
+        """What there is to record."""
+        number = self.index + 1 if self.file.count > 1 else None
+        height, width = self.size
+        row = Row(
+            self.file.given.file,
+            number,
+            image_sha256=self.file.digest,
+            height_px=height or None,
+            width_px=width or None,
+            seconds=round(self.seconds, 3),
+        )
+        if self.error:
+            return Picture(replace(row, error=self.error))
+        return Picture(replace(row, **self.facts, files={**self.files, **self.file.files}), self.thumbnail)
+
+
+def _jobs(files: Iterable[_File]) -> Iterator[_Job]:
+    for file in files:
+        for index in range(file.count):
+            yield _Job(file, index)
+
+
+@contextmanager
+def _faults_of(work: _File | _Job, output: Path | None = None) -> Iterator[None]:
+    """Keep a fault with the file or picture it belongs to, unless it would befall all others as well."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever it is, the other images are to be done
+        if output is not None and isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise ConfigError(
+                f"{output}: cannot be written to ({error.strerror}). Make room; what is done stays done, and the same "
+                "command does the rest"
+            ) from None
+        file = work if isinstance(work, _File) else work.file
+        # Readers name the file as it lies on disk, which may be by a patient's name.
+        work.error = _reason(error).replace(file.name_on_disk, Path(file.given.file).name)
 
 
 def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int, depth: int) -> Generator[R]:
@@ -213,6 +442,11 @@ def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int, dept
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.infer import AGREEMENT_IOU, SURE_DICE
 from amsam_med.model import build_amsam
 from amsam_med.records import COLUMNS
-from amsam_med.segment import SegmentOptions, SegmentSummary, Step, find_images, segment
+from amsam_med.segment import SegmentOptions, SegmentSummary, Step, segment
 from amsam_med.stages import _in_order
 from amsam_med.weights import sha256
 from tests.small_bundle import INPUT_SIZE, DarkObjectDetector, write_picture, write_small_bundle
@@ -87,9 +87,9 @@ def test_a_folder_becomes_masks_and_overlays_in_the_same_sub_folders(
 ) -> None:
     summary = segment([photos], tmp_path / "out", replace(options, formats=("png", "overlay")))
     assert (summary.done, summary.failed, summary.skipped, summary.images) == (4, 0, 0, 4)
-    stems = {"a": "png", "b": "jpg", "c": "png", "sub/a": "png"}
+    stems = ("a", "b", "c", "sub/a")
     assert files_in(tmp_path / "out" / "masks") == sorted(f"{stem}_segmentation.png" for stem in stems)
-    assert files_in(tmp_path / "out" / "overlays") == sorted(f"{stem}_overlay.{kind}" for stem, kind in stems.items())
+    assert files_in(tmp_path / "out" / "overlays") == sorted(f"{stem}_overlay.jpg" for stem in stems)
 
 
 def test_masks_are_those_of_the_bundles_parts_at_the_images_own_size(
@@ -107,7 +107,7 @@ def test_masks_are_those_of_the_bundles_parts_at_the_images_own_size(
         written = read_mask(tmp_path / "out" / "masks" / f"{stem}_segmentation.png")
         assert written.shape == image_size(photos / name)
         assert 0 < expected.mean() < 1
-        assert np.mean(written == expected) > 0.999  # a batch of another size may round a logit at 0 differently
+        assert np.array_equal(written, expected)
 
 
 def test_a_row_tells_box_area_and_trust_in_the_images_pixels(
@@ -158,8 +158,9 @@ def test_a_flagged_image_is_counted_and_its_overlay_says_so(
         assert segment([photos / "a.png"], tmp_path / str(limit), both).flagged == (limit > 0)
     (row,) = rows_of(tmp_path / "1.1")
     assert row["flags"] == "box-mask-disagree;unsure-mask"
-    overlays = [read_image(tmp_path / folder / "overlays" / "a_overlay.png").pixels for folder in ("0.0", "1.1")]
-    is_red = [(pixels == np.array(FLAG_COLOUR)[:, None, None]).all(axis=0) for pixels in overlays]
+    overlays = [read_image(tmp_path / folder / "overlays" / "a_overlay.jpg").pixels for folder in ("0.0", "1.1")]
+    off = [np.abs(pixels - np.array(FLAG_COLOUR)[:, None, None]) for pixels in overlays]
+    is_red = [(one < 30).all(axis=0) for one in off]
     assert not is_red[0].any()
     assert is_red[1][-4:].mean() > 0.3
 
@@ -198,32 +199,11 @@ def test_rows_are_sorted_by_file_and_have_the_documented_columns(
     assert tuple(rows[0]) == COLUMNS
 
 
-def test_images_of_one_name_all_get_results(tmp_path: Path) -> None:
-    for name in ("x/a.jpg", "x/a.png", "x/A.PNG", "y/a.jpg", "y/a.jpg.png"):
-        write_picture(tmp_path / name)
-    images = find_images([tmp_path / "y", tmp_path / "x"])
-    names = {image.path.relative_to(tmp_path).as_posix(): image.name for image in images}
-    assert names == {
-        "x/A.PNG": "A",
-        "x/a.jpg": "a.jpg",
-        "x/a.png": "a.png",
-        "y/a.jpg": "a.jpg-2",
-        "y/a.jpg.png": "a.jpg.png",
-    }
-    assert images == find_images([tmp_path / "x", tmp_path / "y"])
-
-
-def test_an_image_given_twice_is_segmented_once(photos: Path) -> None:
-    images = find_images([photos, photos / "a.png", photos / "sub" / ".." / "sub"])
-    assert [image.name for image in images] == ["a", "b", "c", "sub/a"]
-
-
 def test_results_in_an_input_folder_are_no_inputs(photos: Path, options: SegmentOptions) -> None:
     both = replace(options, formats=("png", "overlay"))
     segment([photos / "a.png"], photos / "out", both)
     assert segment([photos], photos / "second", both).images == 4
     assert segment([photos], photos, both).images == 4  # the input folder itself as output
-    assert [image.name for image in find_images([photos])] == ["a", "b", "c", "sub/a"]
 
 
 def test_a_second_run_skips_what_is_done(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
@@ -332,14 +312,21 @@ def test_rows_are_on_disk_as_soon_as_they_are_reported(photos: Path, tmp_path: P
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_row_that_a_killed_run_left_half_written_counts_for_nothing(
-    photos: Path, tmp_path: Path, options: SegmentOptions
-) -> None:
+def test_the_table_is_made_anew_from_the_journal(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
     segment([photos], tmp_path / "out", options)
     table = tmp_path / "out" / "results.csv"
-    table.write_bytes(table.read_bytes()[:-8])
-    assert segment([photos], tmp_path / "out", options).done == 1
-    assert [row["error"] for row in rows_of(tmp_path / "out")] == [""] * 4
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-8])
+    assert segment([photos], tmp_path / "out", options).skipped == 4
+    assert table.read_bytes() == whole
+
+
+def test_two_runs_do_not_write_to_one_folder(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
+    def again() -> None:
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            segment([photos], tmp_path / "out", options)
+
+    assert segment([photos], tmp_path / "out", options, stop_after(1, again)).done == 4
 
 
 def test_ctrl_c_finishes_the_batch_and_keeps_its_results(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
@@ -385,6 +372,7 @@ def test_the_run_says_what_made_the_results(photos: Path, tmp_path: Path, option
         "done": 4,
         "failed": 0,
         "skipped": 0,
+        "pictures": 4,
         "without_box": 1,
         "flagged": flagged,
     }
@@ -438,7 +426,7 @@ def test_too_little_memory_names_the_option_to_change(
     ("change", "text"),
     [
         ({"formats": ("gif",)}, "unknown format gif; known are png, overlay"),
-        ({"formats": ()}, "expected a format"),
+        ({"stores": True}, "storing back sends DICOM results"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"device": "tpu"}, "device='tpu'"),
     ],

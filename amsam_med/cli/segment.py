@@ -1,4 +1,4 @@
-"""``amsam segment``: masks for images, folders and DICOM files."""
+"""``amsam segment``: masks for images, folders, archives and DICOM."""
 
 from __future__ import annotations
 
@@ -13,21 +13,37 @@ import click
 from amsam_med.cli import INTERRUPTED, options
 
 if TYPE_CHECKING:
+    from amsam_med.data.nifti import SliceAxis
     from amsam_med.segment import Progress, SegmentSummary, Step
     from amsam_med.views import ViewKind
 
-FORMAT_NAMES = ("png", "overlay")  # of amsam_med.data.writers.FORMATS, which --help need not load
+FORMAT_NAMES = ("png", "overlay", "contour", "nifti", "dicom-seg", "dicom-sr")
+"""Of amsam_med.data.writers.FORMATS, which --help need not load."""
+TABLE = "csv"
+"""The table is always written; the name is there for who wants nothing else."""
 
 
 def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
-    if unknown := [name for name in names if name not in FORMAT_NAMES]:
-        raise click.BadParameter(f"unknown {', '.join(map(repr, unknown))}; known are {', '.join(FORMAT_NAMES)}")
-    return names
+    if unknown := [name for name in names if name not in (*FORMAT_NAMES, TABLE)]:
+        known = ", ".join((*FORMAT_NAMES, TABLE))
+        raise click.BadParameter(f"unknown {', '.join(map(repr, unknown))}; known are {known}")
+    return tuple(name for name in names if name != TABLE)
+
+
+def _existing(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not value.startswith("dicomweb:") and not Path(value).exists():
+            raise click.BadParameter(f"path {value!r} does not exist.")
+    return values
+
+
+def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
+    return value if value == "auto" else int(value)
 
 
 @click.command(no_args_is_help=True)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, callback=_existing)
 @click.option(
     "-o",
     "--output",
@@ -49,10 +65,11 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
     "--format",
     "formats",
     callback=_format_names,
-    default=",".join(FORMAT_NAMES),
+    default="png,overlay",
     show_default=True,
     metavar="NAMES",
-    help="What to write: png (masks), overlay (outline and box over the image).",
+    help="What to write: png (masks), overlay (outline and box over the image), contour (GeoJSON), nifti, dicom-seg, "
+    "dicom-sr (both of DICOM images), csv (the table alone, which is always written).",
 )
 @options.device
 @click.option(
@@ -60,13 +77,38 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Images that the network takes at once; fewer need less memory.",
+    help="Pictures in hand at once, and on a CPU the most that are computed side by side; results do not depend on it.",
 )
 @click.option("--overwrite", is_flag=True, help="Do again what an earlier run into this folder has done.")
+@click.option(
+    "--slice-axis",
+    type=click.Choice(["auto", "0", "1", "2"]),
+    default="auto",
+    callback=_axis,
+    help="Array axis along which NIfTI volumes are cut.  [default: the third]",
+)
+@click.option(
+    "--window",
+    type=(float, float),
+    metavar="CENTRE WIDTH",
+    help="Grey values to show, in CT for example 40 400.  [default: the file's own]",
+)
+@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
+@click.option(
+    "--keep-identifiers",
+    is_flag=True,
+    help="Use paths as they are, also where they hold the name, an identifier or the date of birth of a DICOM patient.",
+)
+@click.option(
+    "--deidentify",
+    is_flag=True,
+    help="Strip dicom-seg and dicom-sr by the DICOM standard's basic profile; new UIDs, the same in all runs into OUT.",
+)
+@click.option("--store", is_flag=True, help="Send dicom-seg and dicom-sr to the DICOMweb server of the image.")
 @click.pass_context
 def segment(
     ctx: click.Context,
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     output: Path,
     bundle: str | None,
     adapter: Path | None,
@@ -77,31 +119,44 @@ def segment(
     device: str,
     batch_size: int,
     overwrite: bool,
+    slice_axis: SliceAxis,
+    window: tuple[float, float] | None,
+    report: bool,
+    keep_identifiers: bool,
+    deidentify: bool,
+    store: bool,
 ) -> None:
-    """Segment images, folders and DICOM files.
+    """Segment images, folders, archives and DICOM.
 
     A detector finds the object in each image and its box prompts the network: there is nothing to click. INPUT is an
-    image file (PNG, JPEG, TIFF, BMP, WebP, NIfTI slice, DICOM) or a folder, which is searched with its sub-folders.
+    image file (PNG, JPEG, TIFF, BMP, WebP, GIF, NIfTI, DICOM), a zip archive of such, a folder, which is searched with
+    its sub-folders, or a query to a DICOMweb server. Frames, pages and slices are pictures of their own.
 
     \b
     Examples:
       amsam segment photo.jpg -o out
       amsam segment photos/ more/scan.dcm -o out --format png
       amsam segment photos/ -o out --adapter run/adapter.safetensors
+      amsam segment studies/ -o out --format png,dicom-seg,dicom-sr
+      amsam segment "dicomweb:http://127.0.0.1:8042/dicom-web?StudyInstanceUID=1.2.3" \\
+          -o out --format dicom-seg --store
 
     \b
     The output folder then holds:
+      report.html                             all results to look at, filter and sort
       masks/SUBFOLDER/NAME_segmentation.png   0 and 255, in the image's own size
       overlays/SUBFOLDER/NAME_overlay.jpg     outline and box over the image
-      results.csv                             box, area, confidence, flags or error of every image
+      contours/, nifti/, dicom_seg/, dicom_sr/  where they are asked for
+      results.csv                             box, measurements, confidence, flags or error of every picture
       run.json                                weights, settings, versions, counts
+      journal.sqlite                          what is done, for the next run
 
     Look at the images that are flagged: there the detector found nothing, box and mask disagree, or the mask is unsure
     or empty. Their overlays say so in words and have a dashed box.
 
-    The same command again goes on where it was stopped: images that are done are skipped. Images that cannot be read
-    are listed with their error and do not stop the others. Of images with one name, as a.jpg and a.png, the first keeps
-    it and the next is written as a.png_segmentation.png.
+    The same command again goes on where it was stopped, however that was: files that are done are skipped. Files that
+    cannot be read are listed with their error and do not stop the others. Of files with one name, as a.jpg and a.png,
+    the first keeps it and the next is written as a.png_segmentation.png.
 
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
     hand is finished and all results are kept).
@@ -120,6 +175,12 @@ def segment(
         device,
         batch_size,
         overwrite,
+        slice_axis,
+        window,
+        report,
+        keep_identifiers,
+        deidentify,
+        store,
         test_views,
     )
     try:
@@ -170,6 +231,8 @@ def _print(summary: SegmentSummary) -> None:
         "seconds": f"{summary.seconds:.1f}",
         "images/s": f"{summary.images_per_second:.1f}",
     }
+    if summary.pictures != summary.done:
+        numbers["pictures"] = str(summary.pictures)
     for name, number in numbers.items():
         click.echo(f"{name:<18}{number:>8}")
     if summary.skipped:

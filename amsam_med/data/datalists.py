@@ -24,8 +24,7 @@ from typing import Literal, NoReturn, TypeAlias
 
 import numpy as np
 
-from amsam_med.data.dicom import is_dicom
-from amsam_med.data.readers import IMAGE_SUFFIXES, image_size
+from amsam_med.data.readers import IMAGE_SUFFIXES, image_size, is_image_file
 from amsam_med.errors import ConfigError, DataError
 
 Item: TypeAlias = dict[str, str]
@@ -54,7 +53,7 @@ _SHOWN_FAULTS = 5
 def list_images(folder: Folder) -> list[Path]:
     """All images in a folder and its sub-folders, sorted; hidden files and folders are left out.
 
-    A file counts by its suffix or, where it has none, if it starts as DICOM does.
+    A file counts by its suffix or, where it has another one, if it starts as DICOM does.
 
     Raises:
         DataError: There is no such folder, a sub-folder cannot be listed, or there are no images.
@@ -65,7 +64,7 @@ def list_images(folder: Folder) -> list[Path]:
     found: list[Path] = []
     for parent, folders, names in os.walk(root, onerror=_refuse_unlisted):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in names if _is_image(path := Path(parent, name))]
+        found += [path for name in names if is_image_file(path := Path(parent, name))]
     if not found:
         raise DataError(f"{root}: no images in it or its sub-folders; known are {', '.join(IMAGE_SUFFIXES)}")
     return sorted(found)
@@ -188,14 +187,6 @@ def few_shot_draw(items: Sequence[Item], shots: int | None, seed: int) -> list[I
 
 def _refuse_unlisted(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename}: this folder cannot be listed ({error.strerror}). Change its permissions")
-
-
-def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR":  # the index of a DICOM medium starts as an image does
-        return False
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    return os.access(path, os.R_OK) and is_dicom(path)
 
 
 def _pairs(root: Path, folders: tuple[str, str], check_sizes: bool) -> list[Item]:

@@ -1,20 +1,54 @@
-"""A NIfTI file with one slice: ``(W, H)``, ``(W, H, 1)`` grey, ``(W, H, 1, 3)`` or RGB24 colour.
+"""NIfTI: a picture, or a volume as pictures, slice by slice.
 
-The picture is the array with its axes swapped; the affine is not applied, as a photograph has none that means anything.
+=====================================  ================================================================================
+``(W, H)``, ``(W, H, 1)``              one grey picture
+``(W, H, 1, 3)``, ``(W, H, 1, 1, 3)``  one colour picture; so is ``(W, H)`` of type RGB24
+``(W, H, D)``                          D pictures along the third array axis, or those along the axis that was chosen;
+                                       one picture if just one axis has the length 1
+four axes and more                     refused: it is not known which of them is time
+=====================================  ================================================================================
+
+A picture is a slice of the array with its two axes swapped: of the two, the first runs to the right, the second down.
+The affine is not applied, so a slice may look turned or mirrored, but a mask of it fits the array.
+
+8-bit grey stays as it is. Other grey is shown in the window that was given; without one, a single picture from its
+smallest to its largest value, and a volume from its 0.5th to its 99.5th percentile, the same for all its slices. Values
+that are not finite are black. Files are memory-mapped; compressed ones are unpacked into a temporary file first.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias, cast
 
-import nibabel
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.dicom import to_uint8
+from amsam_med.data.pictures import to_uint8, window_range
+from amsam_med.data.unpacking import first_bytes, unpacked
 from amsam_med.errors import DataError
+
+VOLUME_LIMIT = 4 << 30
+"""The largest compressed volume, in bytes as it is unpacked."""
+
+SliceAxis: TypeAlias = Literal["auto", 0, 1, 2]
+Values: TypeAlias = NDArray[Any]
+"""Of the type that the file has, or that its scaling makes of it."""
+
+_GZIP = b"\x1f\x8b"
+_MOST_SHRINKING = 1032  # deflate's best
+_SAMPLED = 1 << 22  # voxels that percentiles are taken of
+_SHOWN_PERCENTILES = (0.5, 99.5)
+_MILLIMETRES = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}
 
 
 def is_nifti(path: Path) -> bool:
@@ -22,61 +56,207 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def nifti_size(path: Path) -> Size:
-    """(height, width) of the slice in ``path``, from the header alone.
+class NiftiFile:
+    """An open NIfTI file; see :class:`amsam_med.data.readers.ImageFile` for what the attributes mean.
+
+    Args:
+        file: At its start; stays open for as long as this object is used.
+        slice_axis: The array axis that slices of a volume lie along; a file of one slice is one picture anyway.
+        window: Centre and width of the grey values to show.
 
     Raises:
-        DataError: ``path`` holds a volume.
+        DataError: The header is damaged, or what it describes is no picture and no volume.
     """
-    width, height = _one_slice(path).shape[:2]
-    return height, width
+
+    format = "NIfTI"
+    part = "slice"
+
+    def __init__(
+        self, file: IO[bytes], slice_axis: SliceAxis = "auto", window: tuple[float, float] | None = None
+    ) -> None:
+        self._file = file
+        self._is_packed = file.read(2) == _GZIP
+        self._header = self._read_header()
+        self._stored_shape = tuple(int(length) for length in self._header.get_data_shape())
+        self._shape, self._has_colour_axis = _volume_shape(self._stored_shape)
+        self._dtype = _stored_type(self._header)
+        self._refuse_absurd_size()
+        self._axis = _chosen_axis(self._shape, slice_axis)
+        self._plane = tuple(axis for axis in range(3) if axis != self._axis)
+        self.count = self._shape[self._axis]
+        self.spacing_mm = self._spacing()
+        self._scaling = self._header.get_slope_inter()
+        self._window = window
+        self._shown_range: tuple[float, float] | None = None
+        self._copy: IO[bytes] | None = None
+        self._voxels: Values | None = None
+
+    def close(self) -> None:
+        """Delete the unpacked copy."""
+        self._voxels = None
+        if self._copy is not None:
+            self._copy.close()
+
+    def size(self, index: int) -> Size:
+        """(height, width) of every slice."""
+        return self._shape[self._plane[1]], self._shape[self._plane[0]]
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """A slice as uint8 ``(H, W, 3)`` RGB.
+
+        Raises:
+            DataError: The file is cut off, has colours beyond 0..255, or no finite value.
+        """
+        values = self.values(index)
+        if values.ndim == 3:
+            colours = values.astype(np.uint8) if values.dtype.kind != "f" else _whole(values)
+            if not np.array_equal(colours, values):
+                raise DataError("colours that are not whole numbers of 0..255. Export it as 8-bit PNG")
+            return colours
+        if self._window is not None or values.dtype != np.uint8:
+            if self._shown_range is None:
+                self._shown_range = window_range(self._window) if self._window else self._full_range()
+            values = to_uint8(values, *self._shown_range)
+        return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=-1)
+
+    def values(self, index: int) -> Values:
+        """A slice as the file means it, ``(H, W)``, or ``(H, W, 3)`` where it is in colour.
+
+        Raises:
+            DataError: The file is cut off.
+        """
+        return self._scaled(self._stored().take(index, axis=self._axis).swapaxes(0, 1))
+
+    def _read_header(self) -> Any:
+        self._file.seek(0)
+        with gzip.open(self._file) if self._is_packed else nullcontext(self._file) as content:
+            block = content.read(Nifti2Header.sizeof_hdr)
+        kind = Nifti2Header if _may_contain(Nifti2Header, block) else Nifti1Header
+        if len(block) < kind.sizeof_hdr or not _may_contain(kind, block):
+            raise DataError("not a NIfTI file, or cut off in its header. Copy or export it again")
+        # unchecked: nibabel prints what it mends, and mends too much
+        header: Any = cast(Any, kind)(block[: kind.sizeof_hdr], check=False)
+        if bytes(header["magic"]).rstrip(b"\0")[:3] in (b"ni1", b"ni2"):
+            raise DataError("a NIfTI header whose values are in a file of their own. Save both as one .nii")
+        return header
+
+    def _refuse_absurd_size(self) -> None:
+        offset = float(self._header["vox_offset"])
+        if not offset >= 0 or not offset.is_integer() or offset > VOLUME_LIMIT:
+            raise DataError("damaged: its header says nothing sensible of where values begin. Export it again")
+        self._offset = int(offset) or self._header.single_vox_offset
+        self._end = self._offset + math.prod(self._stored_shape) * self._dtype.itemsize
+        length = self._file.seek(0, io.SEEK_END)
+        if self._end > (length * _MOST_SHRINKING if self._is_packed else length):
+            raise DataError(
+                f"its header promises {self._end:,} bytes, the file has {length:,}; it was cut off, or damaged. "
+                "Copy or export it again"
+            )
+        if self._is_packed and self._end > VOLUME_LIMIT:
+            raise DataError(f"unpacks to {self._end:,} bytes, at most {VOLUME_LIMIT:,}. Give it uncompressed, as .nii")
+
+    def _spacing(self) -> tuple[float, float] | None:
+        unit = _MILLIMETRES.get(_length_unit(self._header))
+        across, down = (float(self._header["pixdim"][1 + axis]) for axis in self._plane)
+        if unit is None or not (0 < across < math.inf and 0 < down < math.inf):
+            return None
+        return down * unit, across * unit
+
+    def _stored(self) -> Values:
+        """All voxels ``(X, Y, Z)`` or ``(X, Y, Z, 3)`` as stored, on disk."""
+        if self._voxels is None:
+            source = self._unpacked() if self._is_packed else self._file
+            voxels: Values = np.memmap(source, self._dtype, "r", self._offset, self._stored_shape, "F")
+            self._voxels = voxels.reshape((*self._shape, 3) if self._has_colour_axis else self._shape, order="F")
+        return self._voxels
+
+    def _unpacked(self) -> IO[bytes]:
+        self._file.seek(0)
+        with gzip.open(self._file) as content:
+            self._copy = unpacked(first_bytes(cast(IO[bytes], content), self._end), self._end)
+            content.read(1)  # the end of a file brings its checksum
+        return self._copy
+
+    def _scaled(self, stored: Values) -> Values:
+        if stored.dtype.names:  # RGB24: a record of three bytes a pixel
+            return np.stack([stored[name] for name in stored.dtype.names[:3]], axis=-1)
+        with np.errstate(all="ignore"):
+            scaled: Values = apply_read_scaling(np.array(stored), *self._scaling)
+        return scaled
+
+    def _full_range(self) -> tuple[float, float]:
+        """The values of black and white; the same along every axis."""
+        if self.count == 1:
+            return _limits([self.values(0)])
+        stored = self._stored().reshape(-1, order="F")
+        step = math.ceil(stored.size / _SAMPLED)
+        while math.gcd(step, self._shape[0]) > 1:  # else every sample might lie in the same column
+            step += 1
+        sample = _finite(self._scaled(stored[::step]))
+        if sample.size:
+            low, high = np.percentile(sample, _SHOWN_PERCENTILES)
+            if low < high:
+                return float(low), float(high)
+        # nearly all one value, for example a mask
+        return _limits(self._scaled(stored[at : at + _SAMPLED]) for at in range(0, stored.size, _SAMPLED))
 
 
-def read_nifti(path: Path) -> NDArray[np.uint8]:
-    """The slice in ``path`` as uint8 ``(H, W, 3)`` RGB; grey of another type is stretched from smallest to largest.
-
-    Raises:
-        DataError: ``path`` holds a volume, or colours beyond 0..255.
-    """
-    values = _values(path)
-    if values.shape[-1] == 3:
-        colours = values.astype(np.uint8)
-        if not np.array_equal(colours, values):
-            raise DataError(f"{path.name}: colours that are not whole numbers of 0..255. Export it as 8-bit PNG")
-        return colours
-    if values.dtype != np.uint8:
-        values = to_uint8(values, float(np.nanmin(values)), float(np.nanmax(values)))
-    return np.repeat(values.astype(np.uint8), 3, axis=-1)
+def _may_contain(kind: Any, block: bytes) -> bool:
+    return bool(kind.may_contain_header(block))
 
 
-def read_nifti_labels(path: Path) -> NDArray[np.generic]:
-    """The slice in ``path`` as ``(H, W)`` in the file's own type.
-
-    Raises:
-        DataError: ``path`` holds a volume or a colour picture.
-    """
-    values = _values(path)
-    if values.shape[-1] != 1:
-        raise DataError(f"{path.name}: a colour picture, not a mask. Save one channel of class ids")
-    return values[..., 0]
-
-
-def _one_slice(path: Path) -> SpatialImage:
-    volume = nibabel.load(path)
-    assert isinstance(volume, SpatialImage)  # nibabel's promise for the suffix .nii
-    shape = volume.shape
-    if len(shape) < 2 or (shape[2:] != (1, 3) and any(length != 1 for length in shape[2:])):
+def _volume_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], bool]:
+    """Three lengths, and whether three colours follow."""
+    if len(shape) < 2 or any(length < 1 for length in shape):
+        raise DataError(f"a NIfTI file of shape {shape}; a picture has at least two axes, each of length 1 or more")
+    is_colour = shape[2:] in ((1, 3), (1, 1, 3))
+    if not is_colour and any(length != 1 for length in shape[3:]):
         raise DataError(
-            f"{path.name}: a NIfTI volume of shape {shape}; one slice is expected, (W, H), (W, H, 1) or (W, H, 1, 3). "
-            "Export the slices you need as files; a slice axis is not supported yet"
+            f"a NIfTI file of shape {shape}; a picture (W, H), (W, H, 1, 3) or a volume (W, H, D) is expected. "
+            "Split it into volumes of three axes"
         )
-    return volume
+    return (shape[0], shape[1], shape[2] if len(shape) > 2 else 1), is_colour
 
 
-def _values(path: Path) -> NDArray[np.generic]:
-    """``(H, W, 1)`` or ``(H, W, 3)`` in the file's type."""
-    values = np.asanyarray(_one_slice(path).dataobj)
-    if values.dtype.names:  # RGB24: a record of three bytes a pixel
-        values = np.stack([values[name] for name in values.dtype.names[:3]], axis=-1)
-    channels = 3 if values.size == 3 * values.shape[0] * values.shape[1] else 1
-    return values.reshape(*values.shape[:2], channels).transpose(1, 0, 2)
+def _chosen_axis(shape: tuple[int, int, int], slice_axis: SliceAxis) -> int:
+    thin = [axis for axis in range(3) if shape[axis] == 1]
+    if len(thin) == 1:
+        return thin[0]
+    return 2 if slice_axis == "auto" or shape[2] == 1 else slice_axis
+
+
+def _stored_type(header: Any) -> np.dtype[Any]:
+    try:
+        stored: np.dtype[Any] = header.get_data_dtype()
+    except Exception:  # nibabel's own errors and KeyError
+        raise DataError(f"NIfTI values of the unknown type {int(header['datatype'])}. Save them as int16") from None
+    if stored.itemsize == 0 or not (stored.names or stored.kind in "iuf"):
+        raise DataError(f"NIfTI values of the type {stored}; expected whole or real numbers, or RGB24")
+    return stored
+
+
+def _length_unit(header: Any) -> str:
+    try:
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
+
+
+def _whole(values: Values) -> NDArray[np.uint8]:
+    whole: NDArray[np.uint8] = np.nan_to_num(values, nan=0).clip(0, 255).astype(np.uint8)
+    return whole
+
+
+def _finite(values: Values) -> Values:
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+
+
+def _limits(blocks: Iterable[Values]) -> tuple[float, float]:
+    """The smallest and the largest finite value; blocks are looked at one after another."""
+    low, high = math.inf, -math.inf
+    for block in map(_finite, blocks):
+        if block.size:
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if low > high:
+        raise DataError("no finite value in it. Export it again")
+    return low, high

@@ -2,47 +2,56 @@
 
 =============  =====================================================================================================
 PNG JPEG BMP   EXIF orientation is applied. Grey, palette and CMYK become RGB; transparent pixels lie on black; of
-WebP TIFF      16-bit values the upper 8 bits count. ICC profiles are not applied. Several pages are refused.
-NIfTI          One slice, grey or colour; see :mod:`amsam_med.data.nifti`.
-DICOM          One frame; see :mod:`amsam_med.data.dicom`.
+WebP GIF TIFF  16-bit values the upper 8 bits count. ICC profiles are not applied. Pages of a TIFF are pictures;
+               animations are refused; see :mod:`amsam_med.data.pictures`.
+NIfTI          A slice, grey or colour, or the slices of a volume; see :mod:`amsam_med.data.nifti`.
+DICOM          One frame or many; see :mod:`amsam_med.data.dicom`.
 =============  =====================================================================================================
 
-Every fault is a :class:`~amsam_med.errors.DataError` that names the file without its folder. Images of more than
-``PIXEL_LIMIT`` pixels are refused before they are decoded.
+:func:`open_image` reads any number of pictures from a file, one at a time; :func:`read_image` reads one. A file is
+known by its first bytes, not by its suffix, except for NIfTI and for old DICOM files that have no such bytes.
+
+Every fault is a :class:`~amsam_med.errors.DataError` of one line that names the file without its folder. Pictures of
+more than ``PIXEL_LIMIT`` pixels are refused before they are decoded. Threads may read different files side by side.
 """
 
 from __future__ import annotations
 
+import math
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from monai.data.image_reader import ImageReader
 from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.dicom import dicom_size, is_dicom, read_dicom
-from amsam_med.data.nifti import is_nifti, nifti_size, read_nifti, read_nifti_labels
-from amsam_med.errors import DataError
+from amsam_med.data.dicom import DicomFile, is_dicom, is_named_dicom, starts_as_dicom
+from amsam_med.data.nifti import NiftiFile, SliceAxis, is_nifti
+from amsam_med.data.pictures import PictureFile
+from amsam_med.data.quiet import quiet_decoders
+from amsam_med.errors import AmsamError, ConfigError, DataError
 
 PIXEL_LIMIT = 85_000_000
 """The largest image that is decoded: room for 60-megapixel cameras, below Pillow's own alarm at 89 million pixels."""
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".nii", ".nii.gz", ".dcm", ".dicom")
 """Suffixes, in lower case, by which a folder's images are found."""
 
-_PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-_ORIENTATION_TAG = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_NOT_IMAGES = ("DICOMDIR",)  # the index of a DICOM medium starts as an image does
+_LONGEST_NAME, _LONGEST_DETAIL, _LONGEST_TEXT = 80, 120, 300  # characters
 
 FilePath: TypeAlias = str | PathLike[str]
+Window: TypeAlias = tuple[float, float]
+"""Centre and width of the grey values to show: centre - width/2 becomes black, centre + width/2 white."""
 
 
 class Image(NamedTuple):
@@ -57,22 +66,143 @@ class Image(NamedTuple):
     meta: dict[str, Any]
 
 
-def read_image(path: FilePath) -> Image:
-    """Read any supported image.
+class ImageFile:
+    """An open file of one picture or more, made by :func:`open_image`; a context manager.
+
+    One thread uses it at a time. A picture is decoded when it is asked for, and no other with it.
+
+    Attributes:
+        name: The file's name without its folder, fit to be shown.
+        format: For example ``"JPEG"``, ``"DICOM"``, ``"NIfTI"``.
+        count: How many pictures there are: DICOM frames, TIFF pages, NIfTI slices.
+        part: What one of them is called: ``"frame"``, ``"page"``, ``"slice"``.
+        spacing_mm: Distance in mm of neighbouring pixels (down a column, along a row), in the patient; None where the
+            file does not say it, as with photographs.
+    """
+
+    def __init__(self, path: Path, slice_axis: SliceAxis, window: Window | None) -> None:
+        self.name = _shown_name(path)
+        with _named_faults(self.name):
+            _refuse_irregular(path)
+            self._file = path.open("rb")
+            try:
+                self._source = _opened(path, self._file, slice_axis, window)
+            except BaseException:
+                self._file.close()
+                raise
+        self.format, self.count, self.part = self._source.format, self._source.count, self._source.part
+        self.spacing_mm: tuple[float, float] | None = self._source.spacing_mm
+
+    def size(self, index: int = 0) -> Size:
+        """(height, width) of a picture as :meth:`pixels` will show it, from its header alone.
+
+        Args:
+            index: Which, counted from 0.
+
+        Raises:
+            DataError: There is no such picture, or it is damaged.
+        """
+        with _named_faults(self.name):
+            self._refuse_beyond(index)
+            return self._source.size(index)
+
+    def pixels(self, index: int = 0) -> NDArray[np.uint8]:
+        """A picture as uint8 ``(3, H, W)`` RGB.
+
+        Args:
+            index: Which, counted from 0.
+
+        Raises:
+            DataError: There is no such picture, or it is damaged or too large.
+        """
+        with _named_faults(self.name):
+            self._refuse_beyond(index)
+            _refuse_bombs(self._source.size(index))
+            return self._source.pixels(index).transpose(2, 0, 1)
+
+    def close(self) -> None:
+        """Close the file, and delete what was unpacked of it."""
+        self._source.close()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse_beyond(self, index: int) -> None:
+        if not 0 <= index < self.count:
+            raise DataError(f"no {self.part} {index} in it; it holds {self.count}, counted from 0")
+
+    def _only(self) -> int:
+        """0, if there is but one picture."""
+        if self.count != 1:
+            raise DataError(
+                f"{self.name}: holds {self.count} {self.part}s; one is expected. Export the {self.part} you need as a "
+                "file, or name it by its index"
+            )
+        return 0
+
+    def _stored_labels(self) -> NDArray[np.uint8]:
+        """The values of a mask, ``(H, W)``: palette indices where the palette is coloured."""
+        with _named_faults(self.name):
+            _refuse_bombs(self._source.size(0))
+            if isinstance(self._source, DicomFile):
+                raise DataError("a mask cannot be DICOM yet. Export it as PNG")
+            if isinstance(self._source, NiftiFile):
+                values = self._source.values(0)
+                if values.ndim != 2:
+                    raise DataError("a colour picture, not a mask. Save one channel of class ids")
+                return _as_labels(values)
+            return _picture_labels(self._source.upright(0))
+
+
+def open_image(path: FilePath, slice_axis: SliceAxis = "auto", window: Window | None = None) -> ImageFile:
+    """Open any supported file, to read its pictures one by one.
+
+    Only the header is read, except that a deflated DICOM file is unpacked onto disk.
+
+    Args:
+        path: The file.
+        slice_axis: The array axis that the slices of a NIfTI volume lie along; "auto" is the third, or the only one of
+            length 1. Other formats, and NIfTI files of one slice, are as they are.
+        window: Centre and width of the grey values to show, where there are more than 8 bits of grey, and in DICOM,
+            whose own window it replaces; the values are those after DICOM's modality transform and NIfTI's scaling
+            (Hounsfield units in CT). Pictures in colour, palettes and grey of 8 bits elsewhere than in DICOM and NIfTI
+            are as they are.
+
+    Raises:
+        DataError: The file is missing, damaged, or holds no picture.
+        ConfigError: The axis or the window is none.
+    """
+    if slice_axis not in ("auto", 0, 1, 2):
+        raise ConfigError(f"slice_axis = {slice_axis!r}; expected auto, 0, 1 or 2")
+    if window is not None and not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
+        raise ConfigError(f"window = {window}; expected a centre, and a width above 0")
+    return ImageFile(Path(path), slice_axis, window)
+
+
+def read_image(
+    path: FilePath, index: int | None = None, slice_axis: SliceAxis = "auto", window: Window | None = None
+) -> Image:
+    """Read one picture of any supported file.
+
+    Args:
+        path: The file.
+        index: Which of several pictures, counted from 0; by default the file must hold just one.
+        slice_axis: As for :func:`open_image`.
+        window: As for :func:`open_image`.
 
     Raises:
         DataError: The file is missing, damaged, too large, or not one image; the text names it and the way out.
+        ConfigError: The axis or the window is none.
     """
-    path = Path(path)
-    with _named_faults(path):
-        _refuse_bombs(path, _size(path))
-        if is_dicom(path):
-            pixels, format_name = read_dicom(path), "DICOM"
-        elif is_nifti(path):
-            pixels, format_name = read_nifti(path), "NIfTI"
-        else:
-            pixels, format_name = _picture_pixels(path)
-    return Image(pixels.transpose(2, 0, 1), {"format": format_name, "original_size": pixels.shape[:2]})
+    with open_image(path, slice_axis, window) as file:
+        pixels = file.pixels(file._only() if index is None else index)
+        return Image(pixels, {"format": file.format, "original_size": pixels.shape[1:]})
 
 
 def read_mask(path: FilePath, values: Sequence[int] | None = None) -> NDArray[np.uint8]:
@@ -86,12 +216,12 @@ def read_mask(path: FilePath, values: Sequence[int] | None = None) -> NDArray[np
     Raises:
         DataError: The file cannot be read, or holds values besides those (a mask saved as JPEG does).
     """
-    path = Path(path)
-    with _named_faults(path):
-        _refuse_bombs(path, _size(path))
-        stored = _as_labels(path, read_nifti_labels(path)) if is_nifti(path) else _picture_labels(path)
-    found = np.flatnonzero(np.bincount(stored.ravel()))
-    return _class_of_value(path, found, values)[stored]
+    with open_image(path) as file:
+        file._only()
+        stored = file._stored_labels()
+        found = np.flatnonzero(np.bincount(stored.ravel()))
+        with _named_faults(file.name):
+            return _class_of_value(found, values)[stored]
 
 
 def image_size(path: FilePath) -> Size:
@@ -100,9 +230,17 @@ def image_size(path: FilePath) -> Size:
     Raises:
         DataError: The file is missing, damaged, or not one image.
     """
-    path = Path(path)
-    with _named_faults(path):
-        return _size(path)
+    with open_image(path) as file:
+        return file.size(file._only())
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file counts as an image: by its suffix or, where it has another one, if it starts as DICOM does."""
+    if path.name.startswith(".") or path.name in _NOT_IMAGES:
+        return False
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    return path.is_file() and is_dicom(path)  # opening a pipe would never end
 
 
 class RgbReader(ImageReader):
@@ -155,103 +293,90 @@ def _as_paths(files: Any) -> list[Path]:
     return [Path(files)] if isinstance(files, str | PathLike) else [Path(file) for file in files]
 
 
+def _opened(
+    path: Path, file: IO[bytes], slice_axis: SliceAxis, window: Window | None
+) -> DicomFile | NiftiFile | PictureFile:
+    # A TIFF that also starts as DICOM is a slide scanner's, and goes by its name.
+    is_tiff = path.name.lower().endswith((".tif", ".tiff"))
+    if is_named_dicom(path) or (starts_as_dicom(file) and not is_tiff):
+        return DicomFile(file, window)
+    return NiftiFile(file, slice_axis, window) if is_nifti(path) else PictureFile(file, window)
+
+
+def _refuse_irregular(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        raise DataError("not a file of its own kind: a folder, a pipe or a device. Give the path of an image")
+
+
+def _shown_name(path: Path) -> str:
+    """A file's name on one line, and cut in its middle where it is very long."""
+    name = "".join(character if character.isprintable() else "?" for character in path.name)
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+
+
 @contextmanager
-def _named_faults(path: Path) -> Iterator[None]:
+def _named_faults(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into a DataError that names the file."""
     try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path.name}: no such file. Check the path") from None
-    except PIL.UnidentifiedImageError:
-        known = "PNG, JPEG, BMP, WebP, TIFF, NIfTI (.nii, .nii.gz) and DICOM (.dcm)"
-        raise DataError(f"{path.name}: not an image of a known format or damaged; known are {known}") from None
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        raise _bomb(path, "far more") from None
+        with quiet_decoders():
+            yield
     except Exception as error:  # decoders raise nearly anything on damaged bytes: SyntaxError, struct.error, EOFError
-        detail = str(error).replace(str(path), path.name) or type(error).__name__
-        raise DataError(f"{path.name}: cannot be decoded ({detail}). Export it again, for example as PNG") from error
+        text = " ".join(f"{name}: {_fault(error)}".split())
+        raise DataError(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}...") from None
 
 
-def _refuse_bombs(path: Path, size: Size) -> None:
+def _fault(error: Exception) -> str:
+    if isinstance(error, AmsamError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such file. Check the path"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        known = "PNG, JPEG, BMP, WebP, GIF, TIFF, NIfTI (.nii, .nii.gz) and DICOM (.dcm)"
+        return f"not an image of a known format or damaged; known are {known}"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return _bomb("far more")
+    if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
+        return f"cannot be read ({error.strerror})"
+    detail = str(error) or type(error).__name__
+    printable = "".join(character if character.isprintable() else " " for character in detail)
+    return f"cannot be decoded ({printable[:_LONGEST_DETAIL]}). Export it again, for example as PNG"
+
+
+def _refuse_bombs(size: Size) -> None:
     if size[0] * size[1] > PIXEL_LIMIT:
-        raise _bomb(path, f"{size[1]} x {size[0]}")
+        raise DataError(_bomb(f"{size[1]} x {size[0]}"))
 
 
-def _bomb(path: Path, size: str) -> DataError:
-    return DataError(f"{path.name}: {size} pixels, at most {PIXEL_LIMIT:,} are decoded. Scale it down or cut it")
+def _bomb(size: str) -> str:
+    return f"{size} pixels, at most {PIXEL_LIMIT:,} are decoded. Scale it down or cut it"
 
 
-def _size(path: Path) -> Size:
-    if is_dicom(path):
-        return dicom_size(path)
-    if is_nifti(path):
-        return nifti_size(path)
-    with PIL.Image.open(path, formats=_PICTURE_FORMATS) as picture:
-        # Pillow decodes a PNG without EXIF in search of EXIF after the pixels; a header check must not.
-        has_exif = picture.format != "PNG" or "exif" in picture.info
-        is_sideways = has_exif and picture.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
-        return (picture.width, picture.height) if is_sideways else (picture.height, picture.width)
-
-
-@contextmanager
-def _upright_picture(path: Path) -> Iterator[PIL.Image.Image]:
-    with PIL.Image.open(path, formats=_PICTURE_FORMATS) as picture:
-        pages = getattr(picture, "n_frames", 1)
-        if pages > 1 and picture.format != "MPO":  # a phone's MPO: the photograph, then previews of it
-            raise DataError(f"{path.name}: holds {pages} pages or frames; one is expected. Export the one you need")
-        PIL.ImageOps.exif_transpose(picture, in_place=True)
-        yield picture
-
-
-def _picture_pixels(path: Path) -> tuple[NDArray[np.uint8], str]:
-    with _upright_picture(path) as picture:
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            return _grey_pixels(path, np.asarray(picture)), str(picture.format)
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            on_black = PIL.Image.new("RGBA", layer.size, (0, 0, 0, 255))
-            picture_rgb = PIL.Image.alpha_composite(on_black, layer).convert("RGB")
-        else:
-            picture_rgb = picture.convert("RGB")
-        return np.asarray(picture_rgb), str(picture.format)
-
-
-def _grey_pixels(path: Path, values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    if values.dtype.kind == "f" or int(values.min()) < 0 or int(values.max()) > 65535:
-        raise DataError(f"{path.name}: grey values beyond 16 bits have no fixed white. Export it with 8 or 16 bits")
-    return np.repeat((values.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def _picture_labels(path: Path) -> NDArray[np.uint8]:
-    """The stored values of a mask picture, ``(H, W)``: palette indices where the palette is coloured."""
-    if is_dicom(path):
-        raise DataError(f"{path.name}: a mask cannot be DICOM yet. Export it as PNG")
-    with _upright_picture(path) as picture:
-        if picture.mode == "P" and _is_equal_channels(np.asarray(picture.convert("RGB"))):
-            picture = picture.convert("RGB")
-        values = np.asarray(picture)
+def _picture_labels(picture: PIL.Image.Image) -> NDArray[np.uint8]:
+    if picture.mode == "P" and _is_equal_channels(np.asarray(picture.convert("RGB"))):
+        picture = picture.convert("RGB")
+    values = np.asarray(picture)
     if values.ndim == 2:
-        return _as_labels(path, values)
+        return _as_labels(values)
     colours, alpha = (values[..., :3], values[..., 3:]) if values.shape[-1] > 2 else (values[..., :1], values[..., 1:])
     if not _is_equal_channels(colours) or not (alpha == 255).all():
-        raise DataError(f"{path.name}: a colour picture, not a mask. Export it as PNG with one channel of class ids")
-    return _as_labels(path, colours[..., 0])
+        raise DataError("a colour picture, not a mask. Export it as PNG with one channel of class ids")
+    return _as_labels(colours[..., 0])
 
 
 def _is_equal_channels(values: NDArray[np.generic]) -> bool:
     return bool((values == values[..., :1]).all())
 
 
-def _as_labels(path: Path, values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    labels = values.astype(np.uint8, copy=False)
+def _as_labels(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    with np.errstate(invalid="ignore"):  # NaN has no whole number
+        labels = values.astype(np.uint8, copy=False)
     if values.dtype != np.uint8 and not np.array_equal(labels, values):
-        raise DataError(f"{path.name}: holds values that are not whole numbers of 0..255. Save class ids as 8-bit PNG")
+        raise DataError("holds values that are not whole numbers of 0..255. Save class ids as 8-bit PNG")
     return labels
 
 
-def _class_of_value(path: Path, found: NDArray[np.intp], values: Sequence[int] | None) -> NDArray[np.uint8]:
+def _class_of_value(found: NDArray[np.intp], values: Sequence[int] | None) -> NDArray[np.uint8]:
     """A table of 256 class ids, after a check that it covers all values found."""
     if values is None:
         values = (0, 1) if 1 in found else (0, 255)
@@ -259,7 +384,7 @@ def _class_of_value(path: Path, found: NDArray[np.intp], values: Sequence[int] |
     if stray:
         shown = ", ".join(stray[:5]) + (f" and {len(stray) - 5} more" if len(stray) > 5 else "")
         raise DataError(
-            f"{path.name}: the mask holds the values {shown}; expected {', '.join(map(str, values))} only. "
+            f"the mask holds the values {shown}; expected {', '.join(map(str, values))} only. "
             "Save masks as PNG (JPEG blurs them), without resampling; for class ids 0..C set the number of classes"
         )
     table = np.zeros(256, np.uint8)

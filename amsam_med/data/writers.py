@@ -1,15 +1,21 @@
-"""Masks and overlays into files, each complete or not there at all."""
+"""Masks, overlays, outlines and volumes into files, each complete or not there at all."""
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
+import struct
 import uuid
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import nibabel
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -19,14 +25,21 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import PostFix
 from monai.utils.misc import ImageMetaKey
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
-from skimage.measure import find_contours
+from scipy.ndimage import find_objects
+from skimage.measure import find_contours, label
 from torch import Tensor
 
 from amsam_med.data.datalists import image_stem
-from amsam_med.data.readers import read_image
+from amsam_med.data.nifti import SliceAxis
 from amsam_med.errors import DataError
 from amsam_med.keys import Keys
+
+if TYPE_CHECKING:
+    from pydicom.sr.coding import Code
+
+    from amsam_med.data.dicom_results import Algorithm, SegmentMeaning
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -48,38 +61,119 @@ MASK_ENDING = "_segmentation.png"
 _PIXELS_PER_LINE_WIDTH = 320  # a line is this share of the image's longer side
 _DASH_WIDTHS = 8  # a dash is as many line widths long
 _SMALLEST_WORDS = 8.0  # pixels
+THUMBNAIL_SIDE = 160  # pixels
 
 
 class Result(NamedTuple):
-    """What a format writes of one image.
+    """What a format writes of one picture.
 
     Attributes:
-        image: The image file.
+        pixels: uint8 ``(3, H, W)`` RGB.
         mask: Class ids, uint8 ``(H, W)``, in the original frame.
-        box_in_original: float32 ``(4,)``, xyxy pixels of the image; None where no box was used.
+        box_in_original: float32 ``(4,)``, xyxy pixels of the picture; None where no box was used.
         flags: Words that say why the result deserves a look; mostly none.
     """
 
-    image: Path
+    pixels: NDArray[np.uint8]
     mask: NDArray[np.uint8]
-    box_in_original: Tensor | None
+    box_in_original: Tensor | None = None
     flags: Sequence[str] = ()
 
 
+class PackedMasks(Sequence[NDArray[np.uint8]]):
+    """Masks of a file's pictures, class ids uint8 ``(H, W)``, a hundredth of their size until one is asked for.
+
+    Args:
+        packed: Of :meth:`pack`.
+    """
+
+    def __init__(self, packed: Sequence[bytes]) -> None:
+        self._packed = packed
+
+    @staticmethod
+    def pack(mask: NDArray[np.uint8]) -> bytes:
+        """One mask, packed."""
+        height, width = mask.shape
+        return struct.pack("<II", height, width) + zlib.compress(mask.tobytes(), 1)
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self._packed)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One mask; a slice is a sequence of masks."""
+        if isinstance(index, slice):
+            return PackedMasks(self._packed[index])
+        packed = self._packed[index]
+        return np.frombuffer(zlib.decompress(packed[8:]), np.uint8).reshape(struct.unpack("<II", packed[:8]))
+
+
+class Labels(NamedTuple):
+    """What the classes of a mask mean and what drew them, for formats that say so.
+
+    Attributes:
+        segments: Meaning of class 1, 2, ...: label, and the codes of category and type as (scheme, value, meaning).
+        algorithm: Name of what segmented.
+        version: Its version.
+        weights: sha256 of its weights by role.
+        deidentified_with: Salt of the identifiers that take the place of the source's; None keeps patient and study.
+    """
+
+    segments: Sequence[Mapping[str, Any]]
+    algorithm: str
+    version: str
+    weights: Mapping[str, str]
+    deidentified_with: str | None = None
+
+
+class FileResult(NamedTuple):
+    """What a format writes of a whole file.
+
+    Attributes:
+        source: The image file.
+        image_format: Its format, for example ``"DICOM"``.
+        masks: Of its pictures in order, class ids uint8 ``(H, W)``.
+        measured: Measurements of its pictures in order, by column.
+        slice_axis: Axis along which a volume was cut, as for :func:`amsam_med.data.readers.open_image`.
+        labels: What the classes mean.
+        written: Results of the file that were written before this one, by format.
+    """
+
+    source: Path
+    image_format: str
+    masks: PackedMasks
+    measured: Sequence[Mapping[str, float | None]]
+    slice_axis: SliceAxis
+    labels: Labels
+    written: Mapping[str, Path]
+
+
 class Format(NamedTuple):
-    """A kind of result file.
+    """A kind of result file; written for each picture, or once for a file with all its pictures.
 
     Attributes:
         folder: Sub-folder of the output folder.
         column: Column of ``results.csv`` that names the file.
-        ending: From the image's path to what follows its stem.
-        write: Writes one result, whole or not at all.
+        ending: What follows the name in the file's.
+        of_picture: Writes one picture's result, whole or not at all.
+        of_file: Writes that of a whole file.
+        sources: Formats of the image files that it can be written for; empty for all.
     """
 
     folder: str
     column: str
-    ending: Callable[[Path], str]
-    write: Callable[[Result, Path], None]
+    ending: str
+    of_picture: Callable[[Result, Path], None] | None = None
+    of_file: Callable[[FileResult, Path], None] | None = None
+    sources: tuple[str, ...] = ()
+
+    def file(self, name: str) -> str:
+        """Path of the result with this sub-folder and stem, relative to the output folder."""
+        return f"{self.folder}/{name}{self.ending}"
+
+    def fits(self, image_format: str) -> bool:
+        """Whether there is such a result of an image file of this format."""
+        return not self.sources or image_format in self.sources
 
 
 @contextmanager
@@ -111,6 +205,77 @@ def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) 
     values = ids if ids.max(initial=0) > 1 else ids * np.uint8(255)
     with atomic_path(path) as lent:
         PIL.Image.fromarray(values).save(lent, format="PNG")
+
+
+def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
+    """Write the outlines of class ids, uint8 ``(H, W)``, as GeoJSON: a MultiPolygon a class, with its holes.
+
+    Coordinates are pixels of the picture, x to the right and y down; the first pixel covers 0 to 1. Outlines run
+    half-way between the centres of the last pixels inside and the first ones outside, as scikit-image's
+    ``find_contours`` draws them. QuPath reads such files.
+    """
+    ids = _checked_mask(mask)
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "MultiPolygon", "coordinates": _polygons(ids == class_id)},
+            "properties": {"class": int(class_id), "area_px": int(np.count_nonzero(ids == class_id))},
+        }
+        for class_id in np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1
+    ]
+    with atomic_path(path) as lent:
+        lent.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+
+
+def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
+    """Write the class ids of a whole file as NIfTI, uint8.
+
+    Of a NIfTI image the result has its shape, affine and units, so that both lie on each other in a viewer; of others
+    it is ``(W, H, number of pictures)`` with a pixel as unit.
+
+    Raises:
+        DataError: The pictures of the file have several sizes.
+    """
+    if len({mask.shape for mask in result.masks}) > 1:
+        raise DataError(f"{result.source.name}: pictures of several sizes do not fit into one NIfTI file")
+    slices = np.stack([mask.T for mask in result.masks], axis=-1)  # (W, H, N)
+    if result.image_format == "NIfTI":
+        source = nibabel.load(result.source)
+        assert isinstance(source, SpatialImage)
+        axis = 2 if result.slice_axis == "auto" else result.slice_axis
+        volume = np.moveaxis(slices, -1, axis) if len(result.masks) > 1 else slices
+        shape = source.shape[:2] if len(source.shape) == 2 else source.shape[:3]
+        header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
+        header.set_xyzt_units(*source.header.get_xyzt_units())  # type: ignore[attr-defined,no-untyped-call]
+        image = nibabel.Nifti1Image(volume.reshape(shape), source.affine, header)  # type: ignore[no-untyped-call]
+    else:
+        image = nibabel.Nifti1Image(slices, np.eye(4))  # type: ignore[no-untyped-call]
+    with atomic_path(path) as lent:
+        lent.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
+
+
+def thumbnail(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], side: int = THUMBNAIL_SIDE) -> bytes:
+    """A small JPEG of a picture with the outline of what was found.
+
+    Args:
+        pixels: uint8 ``(3, H, W)`` RGB.
+        mask: Class ids, uint8 ``(H, W)``.
+        side: Length of its longer side in pixels, at most.
+    """
+    height, width = mask.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    small = picture.resize(size, PIL.Image.Resampling.BOX, reducing_gap=1.0)
+    ids = np.asarray(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
+    canvas = np.array(small)
+    for class_id in np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1:
+        inside = np.pad(ids == class_id, 1)
+        core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        canvas[(ids == class_id) & ~core] = OUTLINE_COLOURS[(class_id - 1) % len(OUTLINE_COLOURS)]
+    stream = io.BytesIO()
+    PIL.Image.fromarray(canvas).save(stream, format="JPEG", quality=80, subsampling=0)  # thin lines keep their colour
+    return stream.getvalue()
 
 
 def write_overlay(
@@ -185,12 +350,28 @@ def _checked_mask(mask: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
     return ids
 
 
+def _polygons(is_object: NDArray[np.bool_]) -> list[list[list[list[float]]]]:
+    """The parts of an object: each its outer ring and those of its holes, (x, y) in pixels, closed."""
+    polygons = []
+    parts, count = label(is_object, return_num=True, connectivity=1)  # type: ignore[no-untyped-call]
+    for number, (rows, columns) in enumerate(find_objects(parts, max_label=count), start=1):
+        part = np.pad(parts[rows, columns] == number, 1)
+        contours: list[NDArray[np.float64]] = find_contours(part, 0.5)  # type: ignore[no-untyped-call]
+        shift = np.array([columns.start - 0.5, rows.start - 0.5])  # of the padding, and from centres to edges
+        rings = [(contour[:, ::-1] + shift).round(2).tolist() for contour in contours]
+        outer = max(range(len(rings)), key=lambda index: np.ptp(contours[index], axis=0).prod())
+        polygons.append([rings[outer], *(ring for index, ring in enumerate(rings) if index != outer)])
+    return polygons
+
+
 def _draw_outline(picture: PIL.Image.Image, is_object: NDArray[np.bool_], colour: Colour, line_width: int) -> None:
     draw = PIL.ImageDraw.Draw(picture)
-    closed = np.pad(is_object, 1)  # an object at the image's edge gets its outline there, too
+    rows, columns = (np.flatnonzero(is_object.any(axis=axis)) for axis in (1, 0))
+    top, left = rows[0], columns[0]
+    closed = np.pad(is_object[top : rows[-1] + 1, left : columns[-1] + 1], 1)  # closed at the image's edge, too
     contours: list[NDArray[np.float64]] = find_contours(closed, 0.5)  # type: ignore[no-untyped-call]
     for contour in contours:
-        points = [(float(x) - 1, float(y) - 1) for y, x in contour]
+        points = (contour[:, ::-1] + (left - 1, top - 1)).ravel().tolist()
         draw.line(points, fill=colour, width=line_width, joint="curve")
 
 
@@ -219,17 +400,52 @@ def _draw_words(picture: PIL.Image.Image, words: str) -> None:
 
 
 def _write_overlay(result: Result, path: Path) -> None:
-    # Reading the image again costs less than holding all images of a batch at full size.
-    write_overlay(read_image(result.image).pixels, result.mask, path, result.box_in_original, result.flags)
+    write_overlay(result.pixels, result.mask, path, result.box_in_original, result.flags)
+
+
+def _write_dicom_seg(result: FileResult, path: Path) -> None:
+    from amsam_med.data.dicom_seg import write_dicom_seg
+
+    write_dicom_seg(result.source, result.masks, path, *_dicom_labels(result.labels), secret=_secret(result.labels))
+
+
+def _write_dicom_sr(result: FileResult, path: Path) -> None:
+    from amsam_med.data.dicom_sr import MeasuredObject, dicom_measurements, write_dicom_sr
+
+    objects = [
+        MeasuredObject(dicom_measurements(measured), frame=frame) for frame, measured in enumerate(result.measured, 1)
+    ]
+    segments, algorithm = _dicom_labels(result.labels)
+    segmentation = result.written.get("dicom-seg")
+    write_dicom_sr(result.source, objects, path, segments, algorithm, segmentation, secret=_secret(result.labels))
+
+
+def _dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
+    from pydicom.sr.coding import Code
+
+    from amsam_med.data.dicom_results import Algorithm, SegmentMeaning
+
+    def code(scheme: str, value: str, meaning: str) -> Code:
+        return Code(value, scheme, meaning)
+
+    segments = [SegmentMeaning(one["label"], code(*one["category"]), code(*one["type"])) for one in labels.segments]
+    network = labels.weights.get("model") or labels.weights.get("adapter", "")
+    others = {f"{role}_sha256": digest for role, digest in labels.weights.items() if digest != network}
+    return segments, Algorithm(labels.version, network, others)
+
+
+def _secret(labels: Labels) -> bytes | None:
+    return None if labels.deidentified_with is None else labels.deidentified_with.encode()
 
 
 FORMATS = {
-    "png": Format("masks", "mask_file", lambda _: MASK_ENDING, lambda result, path: write_mask_png(result.mask, path)),
-    "overlay": Format(
-        "overlays",
-        "overlay_file",
-        lambda image: "_overlay.jpg" if image.suffix.lower() in (".jpg", ".jpeg") else "_overlay.png",
-        _write_overlay,
+    "png": Format("masks", "mask_file", MASK_ENDING, lambda result, path: write_mask_png(result.mask, path)),
+    "overlay": Format("overlays", "overlay_file", "_overlay.jpg", _write_overlay),
+    "contour": Format(
+        "contours", "contour_file", "_contour.geojson", lambda result, path: write_contour(result.mask, path)
     ),
+    "nifti": Format("nifti", "nifti_file", "_segmentation.nii.gz", of_file=write_nifti),
+    "dicom-seg": Format("dicom_seg", "dicom_seg_file", "_seg.dcm", of_file=_write_dicom_seg, sources=("DICOM",)),
+    "dicom-sr": Format("dicom_sr", "dicom_sr_file", "_sr.dcm", of_file=_write_dicom_sr, sources=("DICOM",)),
 }
-"""What a folder run can write of an image, by the name that users give."""
+"""What a folder run can write, by the name that users give; written in this order."""

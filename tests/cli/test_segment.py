@@ -78,7 +78,7 @@ def test_a_broken_file_is_named_and_gives_exit_code_1(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (["--format", "png,gif"], "unknown 'gif'; known are png, overlay"),
+        (["--format", "png,gif"], "unknown 'gif'; known are png, overlay, contour"),
         (["--bundle", "amsam_heart"], "amsam_heart is neither a shipped bundle"),
         (["nowhere.png"], "'nowhere.png' does not exist"),
         (["--device", "tpu"], "'tpu' is not one of"),
@@ -137,7 +137,8 @@ def test_a_terminal_gets_a_bar(
 
 
 def test_the_formats_of_the_help_are_those_there_are() -> None:
-    assert tuple(FORMATS) == FORMAT_NAMES == SegmentOptions().formats
+    assert tuple(FORMATS) == FORMAT_NAMES
+    assert SegmentOptions().formats == FORMAT_NAMES[:2]
 
 
 def test_the_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:

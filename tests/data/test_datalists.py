@@ -181,18 +181,18 @@ def test_the_real_sets_have_their_known_counts(data_root: Path) -> None:
 
 def test_images_are_listed_with_those_of_sub_folders_sorted(tmp_path: Path) -> None:
     fill(tmp_path, ["b.JPG", "a.png", ".hidden.png", "._a.png"])
-    fill(tmp_path / "sub" / "deeper", ["c.tiff"])
+    fill(tmp_path / "sub" / "deeper", ["c.tiff", "d.gif"])
     fill(tmp_path / ".thumbnails", ["a.png"])
     for name in ("notes.txt", "LICENSE", "table.csv"):
         (tmp_path / name).write_text("x" * 200)
     found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert found == ["a.png", "b.JPG", "sub/deeper/c.tiff"]
+    assert found == ["a.png", "b.JPG", "sub/deeper/c.tiff", "sub/deeper/d.gif"]
 
 
-def test_dicom_files_without_a_suffix_are_listed(tmp_path: Path) -> None:
-    for name in ("IM0001", "1.2.840.113", "DICOMDIR", "scan.dcm"):
+def test_dicom_files_without_their_suffix_are_listed(tmp_path: Path) -> None:
+    for name in ("IM0001", "1.2.840.113", "DICOMDIR", "scan.dcm", "scan.ima", ".hidden"):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM")
-    assert [path.name for path in list_images(tmp_path)] == ["1.2.840.113", "IM0001", "scan.dcm"]
+    assert [path.name for path in list_images(tmp_path)] == ["1.2.840.113", "IM0001", "scan.dcm", "scan.ima"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

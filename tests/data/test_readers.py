@@ -12,7 +12,15 @@ import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from amsam_med.data import readers
-from amsam_med.data.readers import MaskReader, RgbReader, image_size, read_image, read_mask
+from amsam_med.data.readers import (
+    MaskReader,
+    RgbReader,
+    image_size,
+    is_image_file,
+    open_image,
+    read_image,
+    read_mask,
+)
 from amsam_med.errors import DataError
 
 # MONAI's loader builds all its readers, and one of them warns that its decoder is missing.
@@ -37,12 +45,12 @@ def png_without_pixels(path: Path, width: int, height: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "gif"])
 def test_lossless_pictures_come_back_as_rgb_channel_first(tmp_path: Path, suffix: str) -> None:
     image = read_image(save(tmp_path / f"a.{suffix}", RED_GREEN, **({"lossless": True} if suffix == "webp" else {})))
     np.testing.assert_array_equal(image.pixels, RED_GREEN.transpose(2, 0, 1))
     assert image.meta["original_size"] == (2, 4)
-    assert image.meta["format"] == {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}[suffix]
+    assert image.meta["format"] == {"tif": "TIFF"}.get(suffix, suffix.upper())
 
 
 def test_jpeg_is_upright_as_its_exif_says(tmp_path: Path) -> None:
@@ -83,6 +91,70 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     with pytest.raises(DataError, match=r"a\.tif: holds 3 pages"):
         read_image(tmp_path / "a.tif")
+
+
+def test_pages_of_a_tiff_are_pictures_of_their_own(tmp_path: Path) -> None:
+    pages = [PIL.Image.new("RGB", (4 + page, 2), (page, 0, 0)) for page in range(5)]
+    for compression in ("raw", "tiff_lzw"):
+        pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression=compression)
+        with open_image(tmp_path / "a.tif") as file:
+            assert (file.format, file.part, file.count, file.spacing_mm) == ("TIFF", "page", 5, None)
+            for index in (3, 0, 4, 3):
+                assert file.size(index) == file.pixels(index).shape[1:] == (2, 4 + index)
+                assert file.pixels(index)[0].tolist() == [[index] * (4 + index)] * 2
+
+
+def test_a_turned_tiff_has_the_size_that_it_is_shown_with(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.tif", RED_GREEN, exif=exif)
+    assert image_size(path) == read_image(path).pixels.shape[1:] == (4, 2)
+    with open_image(path) as file:
+        np.testing.assert_array_equal(file.pixels(), file.pixels())
+        assert file.size() == (4, 2)
+
+
+def test_a_picture_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", RED_GREEN)
+    for index in (-1, 1):
+        with pytest.raises(DataError, match=rf"a\.png: no page {index} in it; it holds 1, counted from 0"):
+            read_image(path, index)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
+    frames = [PIL.Image.fromarray(RED_GREEN), PIL.Image.fromarray(RED_GREEN[::-1]), PIL.Image.new("RGB", (4, 2))]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], duration=100)
+    with pytest.raises(DataError, match=rf"a\.{suffix}: animated, 3 frames; export the one you need"):
+        open_image(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 2}])
+def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path, options: dict[str, object]) -> None:
+    path = save(tmp_path / "a.jpg", np.kron(RED_GREEN, np.ones((9, 7, 1), np.uint8)), **options)
+    with PIL.Image.open(path) as picture:
+        np.testing.assert_array_equal(read_image(path).pixels, np.asarray(picture).transpose(2, 0, 1))
+
+
+def test_sixteen_bit_tiff_takes_a_window(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", np.array([[0, 1000, 2000, 65535]], np.uint16))
+    assert read_image(path).pixels[0].tolist() == [[0, 3, 7, 255]]
+    assert read_image(path, window=(1000, 2000)).pixels[0].tolist() == [[0, 128, 255, 255]]
+    assert read_image(save(tmp_path / "f.tif", np.array([[0.25]], np.float32)), window=(0.5, 1)).pixels[0, 0, 0] == 64
+
+
+def test_opening_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", RED_GREEN)
+    monkeypatch.setattr(PIL.Image.Image, "load", None)
+    with open_image(path) as file:
+        assert (file.count, file.size()) == (1, (2, 4))
+
+
+def test_what_counts_as_an_image_file(tmp_path: Path) -> None:
+    for name, content in {"a.PNG": b"", "b.gif": b"", ".c.png": b"", "d.txt": b"x" * 200, "DICOMDIR": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "e.ima").write_bytes(bytes(128) + b"DICM")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if is_image_file(path)] == ["a.PNG", "b.gif", "e.ima"]
 
 
 def test_a_phones_mpo_gives_its_photograph(tmp_path: Path) -> None:

@@ -1,0 +1,235 @@
+"""What a DICOM segmentation and a measurement report have in common: meanings, the algorithm, the source, the file.
+
+Both are derived from one image instance. They carry its patient and study, lie in series of their own, and refer to it
+by its SOP Instance UID; its pixels are never read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.coding import Code
+from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
+from pydicom.valuerep import DA, TM
+
+from amsam_med.data.deidentify import deidentified, without_dates
+from amsam_med.data.quiet import quiet_decoders
+from amsam_med.data.writers import atomic_path
+from amsam_med.errors import DataError, MissingExtraError
+
+PRODUCT = "AM-SAM Med"
+MANUFACTURER = "The AM-SAM Med developers"
+
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+_MAY_BE_EMPTY = (  # type 2: every instance has them, known or not
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
+_ONLY_OF_VOLUMES = (
+    *("NumberOfFrames", "FrameOfReferenceUID", "PositionReferenceIndicator"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_PARSED: Mapping[str, Callable[[str], object]] = {
+    **dict.fromkeys(("PatientBirthDate", "StudyDate"), DA),
+    "StudyTime": TM,
+    **dict.fromkeys(("NumberOfFrames", "SeriesNumber", "InstanceNumber"), int),
+}
+_SEXES = ("", "M", "F", "O")
+_SERIES_OFFSET = {"SEG": 1000, "SR": 2000}  # above the numbers that modalities give
+_SERIES_NUMBERS = 100_000  # of source series, beyond which they start again: the attribute has 31 bits
+
+
+class SegmentMeaning(NamedTuple):
+    """What a class stands for, in codes that other systems know.
+
+    Attributes:
+        label: For people, up to 64 characters.
+        category: Kind of property (CID 7150), for example SNOMED's "Morphologically Abnormal Structure".
+        type: The property itself (CID 7151 and beyond), for example SNOMED's "Skin lesion".
+    """
+
+    label: str
+    category: Code
+    type: Code
+
+
+SKIN_LESION = SegmentMeaning(
+    "Skin lesion",
+    Code("49755003", "SCT", "Morphologically Abnormal Structure"),
+    Code("95324001", "SCT", "Skin lesion"),
+)
+"""The class of the bundle ``amsam_isic``."""
+
+PERSON = SegmentMeaning(
+    "Person", Code("91723000", "SCT", "Anatomical Structure"), Code("38266002", "SCT", "Entire body")
+)
+"""The class of the bundle ``amsam_body``."""
+
+
+class Algorithm(NamedTuple):
+    """What made a result; artificial intelligence and automatic, in DICOM's words.
+
+    Attributes:
+        version: Of the program.
+        weights_sha256: Of the network's weights, 64 hexadecimal digits; stands for the device's serial number.
+        parameters: More of what decided about the result, such as a threshold.
+        name: Of the algorithm.
+    """
+
+    version: str
+    weights_sha256: str = ""
+    parameters: Mapping[str, str] = MappingProxyType({})
+    name: str = PRODUCT
+
+    @property
+    def all_parameters(self) -> dict[str, str]:
+        """The parameters, the digest of the weights first."""
+        weights = {"weights_sha256": self.weights_sha256} if self.weights_sha256 else {}
+        return {**weights, **self.parameters}
+
+    @property
+    def serial_number(self) -> str:
+        """What tells this device from others of its version."""
+        return self.weights_sha256 or f"version {self.version}"
+
+
+def highdicom() -> Any:
+    """The package highdicom, imported late as it takes half a second.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import highdicom as package
+    except ImportError:
+        raise MissingExtraError("highdicom", "dicom") from None
+    return package
+
+
+@quiet_decoders()
+def read_header(source: Path, secret: bytes | None = None) -> Dataset:
+    """The attributes of an image instance that come before its pixels.
+
+    Args:
+        source: A DICOM file with an image of one or more frames.
+        secret: De-identifies what is read, see :func:`amsam_med.data.deidentify.deidentified`; None leaves it as it is.
+
+    Returns:
+        The attributes; those that every instance has are present, and empty where the file lacks them.
+
+    Raises:
+        DataError: The file is no DICOM image, lacks an identifier, or has a value that DICOM does not allow.
+    """
+    try:
+        header: Dataset = pydicom.dcmread(source, stop_before_pixels=True)
+    except InvalidDicomError:
+        raise DataError(f"{source.name}: not a DICOM file; a DICOM result needs a DICOM image as its source") from None
+    missing = [keyword for keyword in _REQUIRED if not header.get(keyword)]
+    if missing:
+        raise DataError(
+            f"{source.name}: this DICOM file has no {', '.join(missing)}. Give an image as a modality sent it"
+        )
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    _refuse_bad_values(source, header)
+    return header if secret is None else deidentified(header, secret)
+
+
+def frames_of(header: Dataset) -> int:
+    """How many frames an image instance has."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def plain_copy(header: Dataset) -> Dataset:
+    """The header as one of a single secondary capture, which every tool knows and which needs no position in space.
+
+    Patient, study and equipment stay. What is derived from it must get the image's own class back.
+    """
+    plain = copy.deepcopy(header)
+    plain.SOPClassUID = SecondaryCaptureImageStorage
+    for keyword in _ONLY_OF_VOLUMES:
+        plain.pop(keyword, None)
+    return plain
+
+
+def identifiers(header: Dataset, modality: Literal["SEG", "SR"], algorithm: Algorithm) -> dict[str, Any]:
+    """UIDs, numbers and equipment of a result, as highdicom's constructors take them.
+
+    Results of one source series by one algorithm share a series, also over several runs. Instances are always new.
+    """
+    made_by = (algorithm.name, algorithm.version, *map("=".join, algorithm.all_parameters.items()))
+    return {
+        "series_instance_uid": generate_uid(entropy_srcs=[str(header.SeriesInstanceUID), modality, *made_by]),
+        "series_number": int(header.get("SeriesNumber") or 0) % _SERIES_NUMBERS + _SERIES_OFFSET[modality],
+        "sop_instance_uid": generate_uid(),
+        "instance_number": max(1, int(header.get("InstanceNumber") or 1)),
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": PRODUCT,
+        "software_versions": algorithm.version,
+        "device_serial_number": algorithm.serial_number,
+    }
+
+
+@contextmanager
+def header_faults(source: Path, what: str) -> Iterator[None]:
+    """Turn what a library says about a header into a DataError.
+
+    The library's words may hold a patient's data, so only their kind is told.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{source.name}: its DICOM header does not allow a {what} ({type(error).__name__}). "
+            "Check the file with dciodvfy of dicom3tools, and correct its header"
+        ) from None
+
+
+def write_result(result: Dataset, path: Path, is_dateless: bool) -> None:
+    """Write a result, whole or not at all.
+
+    Args:
+        result: The dataset; without dates it is changed in place.
+        path: The file, ``.dcm``.
+        is_dateless: Whether dates and times become dummies, as a de-identified result's must.
+    """
+    if is_dateless:
+        without_dates(result)
+    with atomic_path(path) as lent:
+        result.save_as(lent, enforce_file_format=True)
+
+
+def restore_class(result: Dataset, class_uid: UID) -> None:
+    """Give references to a :func:`plain_copy`'s class the class of the image itself."""
+
+    def restore(dataset: Dataset, element: Any) -> None:
+        if element.keyword == "ReferencedSOPClassUID" and element.value == SecondaryCaptureImageStorage:
+            element.value = class_uid
+
+    result.walk(restore)
+
+
+def _refuse_bad_values(source: Path, header: Dataset) -> None:
+    """Values are not shown: they belong to a patient."""
+    bad = [keyword for keyword, parse in _PARSED.items() if not _is_parsed(header, keyword, parse)]
+    if (header.PatientSex or "") not in _SEXES:
+        bad.append("PatientSex")
+    if bad:
+        raise DataError(f"{source.name}: DICOM does not allow the value of {', '.join(bad)}. Correct the file's header")
+
+
+def _is_parsed(header: Dataset, keyword: str, parse: Callable[[str], object]) -> bool:
+    try:
+        value = header.get(keyword)
+        return value in (None, "") or parse(str(value)) is not None
+    except ValueError:
+        return False

@@ -1,0 +1,150 @@
+"""Frames that only gdcm decodes, in a process of their own.
+
+On some damaged frames gdcm ends the process that it runs in, as an exception of C++ that nobody catches does. One file
+must not end a run of thousands, so gdcm gets a process that may end. It starts with the first frame that needs it,
+serves all threads one after another, and ends with the program.
+
+Run as a script, this file is that process. It imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIME_LIMIT = 60.0
+"""Seconds for a frame."""
+
+_LENGTHS = struct.Struct("<QQ")  # of a message's two parts: JSON, and bytes
+
+
+class _Served:
+    """The process, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+
+_served = _Served()
+
+
+def decode_by_gdcm(coded: bytes, syntax: str, options: dict[str, Any]) -> tuple[NDArray[np.generic], str]:
+    """Decode one frame.
+
+    Args:
+        coded: The frame as its file holds it.
+        syntax: UID of its transfer syntax.
+        options: What pydicom's decoders want to know, besides offsets.
+
+    Returns:
+        Stored values ``(H, W)`` or ``(H, W, 3)``, and their photometric interpretation.
+
+    Raises:
+        RuntimeError: gdcm cannot decode it, or ended, or took too long.
+    """
+    with _served.turn:
+        process = _running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watchdog = threading.Timer(TIME_LIMIT, process.kill)
+        watchdog.start()
+        try:
+            _send(process.stdin, {"syntax": syntax, "options": options}, coded)
+            answer, pixels = _receive(process.stdout)
+        except (OSError, EOFError):
+            _stop()
+            raise RuntimeError("gdcm ended") from None
+        finally:
+            watchdog.cancel()
+    if "shape" not in answer:
+        raise RuntimeError("gdcm cannot decode this frame")
+    return np.frombuffer(pixels, answer["dtype"]).reshape(answer["shape"]), str(answer["kind"])
+
+
+def _running() -> subprocess.Popen[bytes]:
+    if _served.process is None or _served.process.poll() is not None:
+        _stop()
+        _served.process = subprocess.Popen(
+            [sys.executable, "-P", __file__],  # -P: this folder has modules named like others
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    return _served.process
+
+
+def _stop() -> None:
+    process, _served.process = _served.process, None
+    if process is not None:
+        process.kill()
+        process.communicate()
+
+
+def _leave_to_parent() -> None:
+    """After a fork: the process belongs to the parent, and another thread may have had its turn."""
+    if _served.process is not None:
+        _served.process.returncode = 0  # it is not ours to wait for
+    _served.__init__()  # type: ignore[misc]
+
+
+def _send(pipe: IO[bytes], head: dict[str, Any], body: bytes) -> None:
+    text = json.dumps(head).encode()
+    pipe.write(_LENGTHS.pack(len(text), len(body)) + text)
+    pipe.write(body)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    text, body = (_exactly(pipe, length) for length in _LENGTHS.unpack(_exactly(pipe, _LENGTHS.size)))
+    head: dict[str, Any] = json.loads(text)
+    return head, body
+
+
+def _exactly(pipe: IO[bytes], length: int) -> bytes:
+    received = pipe.read(length)
+    if len(received) < length:
+        raise EOFError
+    return received
+
+
+def _answer(head: dict[str, Any], coded: bytes) -> tuple[dict[str, Any], bytes]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        pixels, properties = get_decoder(UID(head["syntax"])).as_array(
+            encapsulate([coded]), index=0, decoding_plugin="gdcm", **head["options"]
+        )
+    except Exception:  # whatever the reason, the caller can only say that the frame is damaged
+        return {}, b""
+    kind = str(properties["photometric_interpretation"])
+    return {"shape": pixels.shape, "dtype": pixels.dtype.str, "kind": kind}, pixels.tobytes()
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what gdcm prints is no answer
+    while True:
+        try:
+            _send(answers, *_answer(*_receive(sys.stdin.buffer)))
+        except (EOFError, OSError):
+            return
+
+
+if __name__ == "__main__":
+    _serve()
+else:
+    atexit.register(_stop)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_to_parent)

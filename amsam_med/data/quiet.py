@@ -1,0 +1,68 @@
+"""What decoders say beside their result, kept from the user while a file is read.
+
+pydicom and Pillow warn of what they mend, and log the traceback of every decoder that they try in vain; both may quote
+what stands in a file. Whether a file can be used is said by a picture or by an error of ours, never by a warning.
+
+``warnings.catch_warnings`` exchanges the filters of the whole process, so threads that read side by side would undo
+each other's. The filter of this module stays in its place instead, and fits only what the thread that reads runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")
+
+
+class _Reading(threading.local):
+    """How many reads deep this thread is.
+
+    It stands in a warnings filter where others have the pattern of a module's name, and in loggers as their filter.
+    """
+
+    depth = 0
+
+    def match(self, module: str) -> bool:
+        """Whether a warning that ``module`` raised is to be ignored: it comes from a decoder at work."""
+        return self.depth > 0 and not module.startswith("amsam_med")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be logged."""
+        return self.depth == 0
+
+
+_reading = _Reading()
+_ignored: Any = ("ignore", None, Warning, _reading, 0)
+_order = threading.Lock()
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Ignore warnings and log records of other packages in this thread until the block ends."""
+    _put_first()
+    _reading.depth += 1
+    try:
+        yield
+    finally:
+        _reading.depth -= 1
+
+
+def _put_first() -> None:
+    """Put the filter before all others, also where a ``catch_warnings`` that ended has taken it away."""
+    if warnings.filters and warnings.filters[0] is _ignored:
+        return
+    with _order:
+        # Not by `warnings.filterwarnings`, which makes Python forget what was warned of once.
+        filters: Any = warnings.filters
+        with suppress(ValueError):
+            filters.remove(_ignored)
+        filters.insert(0, _ignored)
+
+
+for _name in _LOGGERS:
+    logging.getLogger(_name).addFilter(_reading.filter)

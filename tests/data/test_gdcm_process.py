@@ -1,0 +1,66 @@
+"""gdcm may end its process; ours goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.encaps import get_frame
+from pydicom.pixels.utils import as_pixel_options
+
+from amsam_med.data import gdcm_process
+from amsam_med.data.gdcm_process import decode_by_gdcm
+from amsam_med.data.readers import read_image
+from amsam_med.errors import DataError
+
+LOSSLESS = str(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
+
+
+def decode(change: bytes = b"") -> np.ndarray:
+    dataset = pydicom.dcmread(LOSSLESS)
+    options = {**as_pixel_options(dataset), "pixel_keyword": "PixelData", "pixel_vr": "OB"}
+    coded = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    pixels, kind = decode_by_gdcm(change + coded[len(change) :], dataset.file_meta.TransferSyntaxUID, options)
+    assert kind == "RGB"
+    return pixels
+
+
+def test_it_decodes_as_pydicom_does_in_this_process() -> None:
+    np.testing.assert_array_equal(decode(), pydicom.dcmread(LOSSLESS).pixel_array)
+
+
+def test_a_frame_that_it_cannot_decode_is_told() -> None:
+    with pytest.raises(RuntimeError, match="cannot decode this frame"):
+        decode(change=b"no JPEG at all")
+    assert decode().shape == (100, 100, 3)
+
+
+def test_its_end_is_a_fault_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suicide = tmp_path / "suicide.py"
+    suicide.write_text("import os, sys\nsys.stdin.buffer.read(16)\nos.abort()\n")
+    gdcm_process._stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(gdcm_process, "__file__", str(suicide))
+        with pytest.raises(DataError, match=r"SC_rgb_jpeg_gdcm\.dcm: a DICOM frame that is damaged"):
+            read_image(LOSSLESS)
+    assert read_image(LOSSLESS).pixels.shape == (3, 100, 100)
+
+
+def test_it_is_stopped_when_it_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time\ntime.sleep(60)\n")
+    gdcm_process._stop()
+    monkeypatch.setattr(gdcm_process, "__file__", str(sleeper))
+    monkeypatch.setattr(gdcm_process, "TIME_LIMIT", 0.5)
+    with pytest.raises(RuntimeError, match="gdcm ended"):
+        decode()
+
+
+def test_the_process_is_started_once() -> None:
+    decode()
+    first = gdcm_process._served.process
+    decode()
+    assert gdcm_process._served.process is first
