@@ -118,9 +118,9 @@ class PromptInferer(Inferer):
             network: The network, in evaluation mode.
             boxes: Boxes from the caller, float ``(B, 4)``, xyxy pixels of the model input.
         """
-        if inputs.device.type != "cpu":
-            return self._predict(inputs, network, boxes)
         threads = torch.get_num_threads()
+        if inputs.device.type != "cpu" or (threads == 1 and len(inputs) == 1):
+            return self._predict(inputs, network, boxes)
         singles = torch.split(inputs, 1)
         of_single = [None] * len(singles) if boxes is None else torch.split(boxes, 1)
         with ThreadPoolExecutor(min(threads, len(singles)), initializer=torch.set_num_threads, initargs=(1,)) as pool:

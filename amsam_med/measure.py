@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
@@ -28,7 +29,7 @@ SKIN_BAND = 3 / 40
 """Width of the band of surrounding skin that follows the gap, in equivalent diameters."""
 
 _FOLD_POINTS = 160  # sampling points along each principal axis when the object is folded
-_RING_CELLS = 2**15  # cells of the grid on which the ring is laid out, at most (about)
+_RING_CELLS = 2**14  # cells of the grid on which the ring is laid out, at most (about)
 _LEVELS_PER_BIN = 8  # of red, green and blue; colours of one bin share their conversion to CIELAB
 _PIXELS_PER_BLOCK = 2**20  # of colours binned at once: bounds the memory
 
@@ -318,16 +319,14 @@ def _asymmetries(is_object: NDArray[np.bool_], runs: _Runs, pitch: Pitch) -> tup
     ends = np.concatenate([np.stack([runs.row, edge], axis=1) for edge in (runs.start, runs.stop - 1)])
     reach = np.abs((ends - centroid) * pitch @ axes.T).max(axis=0) + math.hypot(*pitch)
     to_pixels = (2 * reach / _FOLD_POINTS)[None, :] * axes.T / np.array(pitch)[:, None]
-    origin = centroid - to_pixels @ np.full(2, (_FOLD_POINTS - 1) / 2)
-    folded = ndimage.affine_transform(
-        is_object.view(np.uint8),
-        to_pixels,
-        offset=origin,
-        output_shape=(_FOLD_POINTS, _FOLD_POINTS),
-        output=np.float64,
-        order=1,
-        mode="grid-constant",
+    corner = centroid + 0.5 - to_pixels @ np.full(2, _FOLD_POINTS / 2)  # of the grid; edges, as Pillow counts
+    framed = np.pad(is_object, 1).astype(np.uint8) * np.uint8(255)  # what lies beyond the box is background
+    (yy, yx), (xy, xx) = to_pixels
+    coefficients = (xx, xy, corner[1] + 1, yx, yy, corner[0] + 1)
+    grid = PIL.Image.fromarray(framed).transform(
+        (_FOLD_POINTS, _FOLD_POINTS), PIL.Image.Transform.AFFINE, coefficients, PIL.Image.Resampling.BILINEAR
     )
+    folded = np.asarray(grid).astype(np.float64)
     about_major, about_minor = (
         float(np.abs(folded - mirrored).sum() / (2 * folded.sum())) for mirrored in (folded[::-1], folded[:, ::-1])
     )
@@ -379,7 +378,8 @@ def _ring_of_skin(mask: NDArray[np.uint8], box: _Box, diameter: float, pitch: Pi
         for side, step in zip(box, pitch, strict=True)
     )
     inside = mask[rows, columns]
-    edges = [_cell_edges(size, math.sqrt(inside.size / _RING_CELLS)) for size in inside.shape]
+    side = math.sqrt(inside.size * pitch[0] * pitch[1] / _RING_CELLS)  # cells are about square, whatever pixels are
+    edges = [_cell_edges(size, side / step) for size, step in zip(inside.shape, pitch, strict=True)]
     has_object = inside != 0
     for axis, edge in enumerate(edges):
         has_object = np.logical_or.reduceat(has_object, edge[:-1], axis=axis)
@@ -424,21 +424,20 @@ def _mean_and_deviation(channel: NDArray[np.uint8]) -> tuple[float, float]:
 def _mean_lab(pixels: _Pixels) -> NDArray[np.float64]:
     """Mean CIELAB of pixels, float64 ``(3,)``.
 
-    Colours are gathered in bins, and each bin's mean colour is converted once: the error is the curvature of CIELAB
-    within a bin, and the time does not grow with the colours there are.
+    Colours are gathered in bins, and each bin's colour is converted once: its centre, moved by what all pixels together
+    are off theirs. The error is the curvature of CIELAB within a bin, and the time does not grow with the colours.
     """
     side = 256 // _LEVELS_PER_BIN
-    sums = np.zeros((4, side**3))
+    counts = np.zeros(side**3, dtype=np.int64)
     for begin in range(0, pixels.red.size, _PIXELS_PER_BLOCK):
-        block = [channel[begin : begin + _PIXELS_PER_BLOCK] for channel in pixels]
-        red, green, blue = (channel // _LEVELS_PER_BIN for channel in block)
-        bins = (red.astype(np.intp) * side + green) * side + blue
-        sums[0] += np.bincount(bins, minlength=side**3)
-        for index, channel in enumerate(block, start=1):
-            sums[index] += np.bincount(bins, weights=channel, minlength=side**3)
-    used = sums[:, sums[0] > 0]
-    lab = rgb2lab((used[1:] / used[0] / 255).T)
-    mean: NDArray[np.float64] = used[0] @ lab / used[0].sum()
+        block = (channel[begin : begin + _PIXELS_PER_BLOCK] // _LEVELS_PER_BIN for channel in pixels)
+        red, green, blue = (channel.astype(np.uint16) for channel in block)
+        counts += np.bincount((red * side + green) * side + blue, minlength=side**3)
+    used = np.flatnonzero(counts)
+    share = counts[used] / pixels.red.size
+    colours = np.stack(np.unravel_index(used, (side, side, side)), axis=1) * float(_LEVELS_PER_BIN)  # (bins, 3)
+    colours += [channel.mean() for channel in pixels] - share @ colours
+    mean: NDArray[np.float64] = share @ rgb2lab((colours / 255).clip(0, 1))
     return mean
 
 

@@ -1,4 +1,6 @@
-"""One file's way through a folder run: opened and read in threads, segmented in batches, written in threads.
+"""One file's way through a folder run: opened and read in threads, segmented, written in threads.
+
+On a CPU as many pictures are segmented at once as torch has threads, each in one; elsewhere they go in batches.
 
 The stages are the bundle's own parts, so masks are those of every other face. A file may hold many pictures (frames,
 pages, slices): each goes its own way, and when the last one is written, so are the results of the whole file. A fault
@@ -29,7 +31,7 @@ from torch import Tensor
 from amsam_med.boxes import Size, scale_boxes
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import ImageFile, Window, open_image
-from amsam_med.data.writers import FORMATS, FileResult, Labels, PackedMasks, Result, thumbnail
+from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import NOT_FOUND, PromptInferer
 from amsam_med.keys import Keys
@@ -79,7 +81,7 @@ class Stages:
         parser: The bundle.
         output: Folder for the results.
         formats: Names of the :data:`FORMATS` to write.
-        batch_size: Pictures that the network takes at once.
+        batch_size: Pictures that the network takes at once, at most.
         reading: How files are read.
         labels: What the classes mean, and who says so; for DICOM results.
         stores: Whether DICOM results go back to the server that the image came from.
@@ -120,7 +122,7 @@ class Stages:
         Args:
             files: What to segment.
             earlier: What is recorded of a file; None to do it again in any case.
-            is_interrupted: Set to stop after the batch in hand.
+            is_interrupted: Set to stop after the pictures in hand.
 
         Raises:
             ConfigError: The output folder holds results of another file under a name, there is no room left in it, or
@@ -128,15 +130,12 @@ class Stages:
         """
         helpers = max(1, min(_MOST_HELPERS, torch.get_num_threads() // 2))
         ahead = 2 * self._batch_size
-
-        def predicted(jobs: Iterator[_Job]) -> Iterator[_Job]:
-            return self._predict_batches(jobs, is_interrupted)
-
         try:
             with (
                 closing(_in_order(lambda file: self._open(file, earlier(file)), files, helpers, ahead)) as opened,
                 closing(_in_order(self._read, _jobs(opened), helpers, ahead)) as jobs,
-                closing(_in_order(self._write, predicted(jobs), helpers, self._batch_size)) as done,
+                closing(self._predicted(jobs, is_interrupted)) as predicted,
+                closing(_in_order(self._write, predicted, helpers, self._batch_size)) as done,
             ):
                 for job in done:
                     if job.is_last:
@@ -161,15 +160,25 @@ class Stages:
             job.item = self._preprocessing({Keys.IMAGE.value: pixels})
             job.size = pixels.shape[1], pixels.shape[2]
             job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
+            prepared = job.item[Keys.IMAGE.value]
+            if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):  # it shows enough, and costs less
+                job.preview = (255 * prepared).round().byte().numpy()
         return job
 
-    def _predict_batches(self, jobs: Iterator[_Job], is_interrupted: threading.Event) -> Iterator[_Job]:
-        while batch := list(itertools.islice(jobs, self._batch_size)):
-            if is_interrupted.is_set():
-                return
+    def _predicted(self, jobs: Iterator[_Job], is_interrupted: threading.Event) -> Generator[_Job]:
+        wanted = itertools.takewhile(lambda _: not is_interrupted.is_set(), jobs)
+        if self.device.type == "cpu":  # one by one, as the inferer would do with a batch; but none waits for another
+            workers = min(torch.get_num_threads(), self._batch_size)
+            yield from _in_order(self._predict_one, wanted, workers, self._batch_size)
+        while batch := list(itertools.islice(wanted, self._batch_size)):
             if readable := [job for job in batch if job.item]:
                 self._predict(readable)
             yield from batch
+
+    def _predict_one(self, job: _Job) -> _Job:
+        if job.item:
+            self._predict([job])
+        return job
 
     def _predict(self, jobs: Sequence[_Job]) -> None:
         start = time.perf_counter()
@@ -203,7 +212,7 @@ class Stages:
             if not (job.error or file.error):
                 with job.at_work(self._output):
                     self._write_picture(job)
-            job.item, job.kept = {}, None
+            job.item, job.kept, job.preview = {}, None, None
             if file.take(job):
                 with _faults_of(file, self._output):
                     self._write_file(file)
@@ -219,7 +228,7 @@ class Stages:
             job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)
         result = Result(pixels, mask, job.box_in_original, job.flags)
         job.mask = PackedMasks.pack(mask) if any(FORMATS[name].of_file for name in job.file.formats) else None
-        job.thumbnail = thumbnail(pixels, mask)
+        job.thumbnail = thumbnail(pixels if job.preview is None else job.preview, mask)
         for name in job.file.formats:
             form = FORMATS[name]
             if form.of_picture is not None:
@@ -354,7 +363,8 @@ class _Job:
         self.file, self.index = file, index
         self.item: dict[Any, Any] = {}
         self.size: Size = (0, 0)  # (height, width) in pixels
-        self.kept: NDArray[np.uint8] | None = None
+        self.kept: NDArray[np.uint8] | None = None  # the picture itself
+        self.preview: NDArray[np.uint8] | None = None  # squashed as the network sees it, (3, S, S)
         self.box_in_original: Tensor | None = None
         self.flags: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}  # fields of Row

@@ -79,12 +79,24 @@ def test_an_overlay_draws_outlines_and_leaves_the_inside(tmp_path: Path) -> None
     mask[10:30, 10:30], mask[10:30, 40:50] = 1, 2
     write_overlay(GREY, mask, tmp_path / "o.png")
     shown = read_image(tmp_path / "o.png").pixels.transpose(1, 2, 0)
-    is_drawn = (shown != 90).any(axis=-1)
+    is_drawn, on_border = (shown != 90).any(axis=-1), find_boundaries(mask, mode="thick")
     assert is_drawn.any()
-    assert not (is_drawn & ~find_boundaries(mask, mode="thick")).any()
-    for class_id, columns in ((1, slice(0, 35)), (2, slice(35, 60))):
-        drawn = shown[:, columns][is_drawn[:, columns]]
-        np.testing.assert_array_equal(drawn, np.broadcast_to(OUTLINE_COLOURS[class_id - 1], drawn.shape))
+    assert not (is_drawn & ~on_border).any()
+    for class_id in (1, 2):
+        is_border = on_border & (mask == class_id)
+        np.testing.assert_array_equal(np.unique(shown[is_border], axis=0), [OUTLINE_COLOURS[class_id - 1]])
+
+
+@pytest.mark.parametrize("side", [1, 2, 400])
+def test_an_object_of_any_size_is_outlined(tmp_path: Path, side: int) -> None:
+    mask = np.zeros((900, 1400), np.uint8)
+    mask[3 : 3 + side, -side:] = 1
+    write_overlay(np.full((3, *mask.shape), 90, np.uint8), mask, tmp_path / "o.png")
+    shown = read_image(tmp_path / "o.png").pixels.transpose(1, 2, 0)
+    assert (shown[3, -side:] == OUTLINE_COLOURS[0]).all()
+    assert (shown[3 + side // 2, 1400 - side] == OUTLINE_COLOURS[0]).all()
+    assert (shown[200, 1200] == 90).all()
+    assert (shown[3 + side + 9 :] == 90).all()
 
 
 def test_an_object_at_the_edge_is_outlined_there(tmp_path: Path) -> None:
