@@ -187,7 +187,7 @@ class Stages:
             found = self._inferer.predict(images, self._network)
         except torch.OutOfMemoryError:
             raise ConfigError(
-                f"{self.device} has too little memory for batches of {len(jobs)} images; "
+                f"{self.device} has too little memory for batches of {self._batch_size} images; "
                 "give a smaller --batch-size, and what is done stays done"
             ) from None
         mask_logits, boxes = found.mask_logits.cpu(), None if found.boxes is None else found.boxes.cpu()
