@@ -99,7 +99,10 @@ def test_deidentified_results_do_not_tell_the_patient(tmp_path: Path, options: S
     assert "1.2.3" not in studies
 
 
-def test_a_server_that_is_not_there_is_said_plainly(tmp_path: Path, options: SegmentOptions) -> None:
+def test_a_server_that_is_not_there_is_said_plainly(
+    tmp_path: Path, options: SegmentOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
     with pytest.raises(DataError, match=r"DICOMweb server http://127\.0\.0\.1:9/x: ConnectionError"):
         segment(["dicomweb:http://127.0.0.1:9/x?StudyInstanceUID=1.2"], tmp_path / "out", options)
 
