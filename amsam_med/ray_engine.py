@@ -14,11 +14,13 @@ Ray sees no names: files and outcomes travel as bytes, and nothing that a worker
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import tempfile
@@ -84,18 +86,15 @@ class RayStages:
             ConfigError: As of the local stages; or the cluster has nothing to compute on, a worker does not see the
                 output folder or has other weights, or Ray itself fails.
         """
-        from ray.data import DataContext
         from ray.exceptions import RayError
 
         count = _cpus_of_cluster(self.device) * FILES_PER_CPU
         entries = ((file, earlier(file)) for file in files)
-        context = DataContext.get_current().copy()
-        context.enable_progress_bars = context.print_on_execution_start = False
         try:
             record = (self._output / RUN).read_bytes()
             setup = _Setup(uuid.uuid4().hex, self._open_stages, self._output, record, ATTEMPTS)
             feed = _Feed(setup, self.device, is_interrupted)
-            with DataContext.current(context), feed.interrupts_passed_on():
+            with _no_bars(), feed.interrupts_passed_on():
                 while not is_interrupted.is_set() and (some := list(itertools.islice(entries, count))):
                     yield from feed.outcomes(some)
             if feed.has_lost_workers:
@@ -117,7 +116,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: No cluster answers.
+        ConfigError: The address is none, or no cluster answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -127,23 +126,17 @@ def connected(address: str | None) -> Iterator[None]:
         import ray.data
     except ImportError:
         raise MissingExtraError("ray", "ray") from None
+    if address not in (None, "auto"):
+        _check_answers(address)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    with tempfile.TemporaryDirectory(prefix="amsam-ray-", dir=_short_folder(), ignore_cleanup_errors=True) as folder:
+    with _session_folder() as folder:
         try:
-            where: dict[str, Any] = {"address": address}
-            if address is None:
-                where = {"address": "local", "num_cpus": _own_cpus(), "include_dashboard": False, "_temp_dir": folder}
-                where |= {"_node_ip_address": "127.0.0.1"}
-            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+            _connect(address, folder)
             yield
-        except ConnectionError as error:
-            raise ConfigError(
-                f"{address}: no Ray cluster answers there. Start one with `ray start --head`, or give its host:port"
-            ) from error
         finally:
             ray.shutdown()
             if threading.current_thread() is threading.main_thread():
@@ -178,9 +171,7 @@ class _Feed:
     def __init__(self, setup: _Setup, device: torch.device, is_interrupted: threading.Event) -> None:
         self._setup, self._is_interrupted = setup, is_interrupted
         self._board = _put_up_board()
-        self._resources: dict[str, Any] = {"num_cpus": 1}
-        if device.type == "cuda":  # without a number of calls, Ray ends such a process, and its network, after one task
-            self._resources |= {"num_gpus": 1, "max_calls": 0}
+        self._resources = _resources(device)
         self.has_lost_workers = False
 
     def outcomes(self, entries: Iterable[_Entry]) -> Generator[Outcome]:
@@ -330,6 +321,48 @@ def _put_up_board() -> Any:
     return actor.remote()
 
 
+def _connect(address: str | None, folder: str) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
+        ray.init("local", num_cpus=_own_cpus(), **own, **quiet)
+        return
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError as error:
+        raise _nobody_at(address) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():  # also ray://, as Ray Data has to run on a machine of the cluster
+        raise ConfigError(f"{address}: not an address; expected auto, or host:port of a Ray cluster's head node")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody_at(address) from error
+
+
+def _nobody_at(address: str) -> ConfigError:
+    return ConfigError(
+        f"{address}: no Ray cluster answers there. Start one with `ray start --head --port=6379`, or give its host:port"
+    )
+
+
+def _resources(device: torch.device) -> dict[str, Any]:
+    """What Ray is to set aside for each worker."""
+    if device.type != "cuda":
+        return {"num_cpus": 1}
+    from ray.data import Dataset
+
+    # Unless it is told otherwise, which earlier versions cannot be, Ray ends a process with a GPU after each task.
+    is_kept = "max_calls" in inspect.signature(Dataset.map).parameters
+    return {"num_gpus": 1, "max_calls": 0} if is_kept else {"num_gpus": 1}
+
+
 def _cpus_of_cluster(device: torch.device) -> int:
     import ray
 
@@ -340,6 +373,19 @@ def _cpus_of_cluster(device: torch.device) -> int:
             f"the Ray cluster has no {missing[0]}; start nodes that have some, or choose another --device"
         )
     return int(found["CPU"])
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
 
 
 def _reason(error: Exception) -> str:
@@ -368,6 +414,15 @@ def _own_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _short_folder() -> str | None:
-    """Where Ray's sockets lie: their paths may have about 100 characters."""
-    return "/tmp" if os.path.isdir("/tmp") else None
+@contextmanager
+def _session_folder() -> Iterator[str]:
+    """Where Ray's sockets and logs lie; the path of a socket may have about 100 characters."""
+    folder = tempfile.mkdtemp(prefix="amsam-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    try:
+        yield folder
+    finally:
+        for _ in range(20):  # what Ray has told to end may write a last line
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)

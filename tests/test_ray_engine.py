@@ -136,6 +136,22 @@ def at_first_outcome(action: Callable[[], None]) -> Callable[[Step], None]:
     return progress
 
 
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("nonsense", "expected auto, or host:port"),
+        ("ray://127.0.0.1:10001", "expected auto, or host:port"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused(
+    address: str, text: str, photos: Path, tmp_path: Path, bundle: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{address}: .*{text}"):
+        segment([photos], tmp_path / "out", SegmentOptions(bundle, engine="ray", address=address))
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_and_table_are_those_of_a_local_run(
     photos: Path, tmp_path: Path, options: SegmentOptions, local: Path
 ) -> None:
