@@ -40,6 +40,7 @@ VERB = "segment"
 _PACKAGES = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm", "numpy", "pillow", "pydicom")
 _FORMAT = "2"  # of the journal; raise it when columns change
 _LENT = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
+_LENT_FOR_RUN = re.compile(r"\.(results\.csv|run\.json|report\.html)\.[0-9a-f]{8}\.\w+")
 _TABLES = """
     CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
     CREATE TABLE IF NOT EXISTS files (name PRIMARY KEY, file, sha256 TEXT, formats TEXT, is_done INTEGER);
@@ -170,8 +171,7 @@ class Records:
         except ConfigError:
             self.close()
             raise
-        if run is not None and run.get("state") == "running":
-            _sweep(folder)
+        _sweep(folder, is_killed=run is not None and run.get("state") == "running")
 
     def earlier(self, name: str) -> Earlier | None:
         """What is recorded of the file whose results have this name."""
@@ -183,7 +183,7 @@ class Records:
         if found is None:
             return None
         results = frozenset(cells[column] for cells in map(_cells, rows) for column in FILE_COLUMNS if cells[column])
-        is_done = bool(found[3]) and all((self.folder / result).is_file() for result in results)
+        is_done = bool(found[3]) and all(_is_whole(self.folder / result) for result in results)
         return Earlier(_loaded(found[0]), found[1], tuple(filter(None, found[2].split(","))), results, is_done)
 
     def start(self, facts: Mapping[str, Any]) -> None:
@@ -252,6 +252,8 @@ class Records:
 
     def close(self) -> None:
         """Let other runs write to the folder."""
+        if self._stream is not None:
+            self._stream.close()
         self._journal.close()
 
     def _check_fingerprint(self, overwrite: bool) -> None:
@@ -335,9 +337,20 @@ def _refuse_foreign_files(folder: Path) -> None:
         )
 
 
-def _sweep(folder: Path) -> None:
+def _is_whole(result: Path) -> bool:
+    """Whether a result is there; after a power cut, some file systems have its name without its bytes."""
+    try:
+        return result.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _sweep(folder: Path, is_killed: bool) -> None:
     """Delete what a killed run left half-written: names that :func:`atomic_path` lent."""
-    for name in dict.fromkeys(form.folder for form in FORMATS.values()):
+    for path in folder.glob(".*"):
+        if _LENT_FOR_RUN.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for name in dict.fromkeys(form.folder for form in FORMATS.values()) if is_killed else ():
         for path in (folder / name).rglob(".*"):
             if _LENT.fullmatch(path.name):
                 path.unlink(missing_ok=True)

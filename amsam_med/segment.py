@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 import shlex
 import signal
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,19 +37,21 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import model_overrides, open_bundle
+from amsam_med.bundle import model_overrides, open_bundle, shipped_bundles
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
 from amsam_med.data.writers import FORMATS, Labels
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
-from amsam_med.records import Earlier, Records, read_run
+from amsam_med.ray_engine import RayStages, connected
+from amsam_med.records import JOURNAL, Earlier, Records, read_run
 from amsam_med.sources import InputFile, Inputs, list_inputs
 from amsam_med.stages import Outcome, Reading, Stages
 from amsam_med.views import ViewKind
 
 DEVICES = ("auto", "cpu", "cuda")
+ENGINES = ("local", "ray")
 REPORT = "report.html"
 SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
@@ -78,6 +81,8 @@ class SegmentOptions:
         stores: Whether DICOM results go back to the DICOMweb server that the image came from.
         test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
         overrides: Further entries of the configuration, by id.
+        engine: One of :data:`ENGINES`: where files pass the stages, in this process or in those of a Ray cluster.
+        address: Of the Ray cluster; by default one of this machine alone, for this run.
     """
 
     bundle: str = "amsam_isic"
@@ -96,6 +101,8 @@ class SegmentOptions:
     stores: bool = False
     test_views: ViewKind | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "local"
+    address: str | None = None
 
 
 class Step(NamedTuple):
@@ -185,21 +192,23 @@ def segment(
     Raises:
         DataError: An input does not exist or holds no images, a server does not answer, or there is no such bundle.
         ConfigError: An option is unknown, the output folder holds files that must not be mixed with these results, or
-            there is no room left in it.
+            there is no room left in it; or the Ray cluster is not there, does not see the output folder, or fails.
         WeightsError: Model, adapter, base or detector are not at hand.
-        MissingExtraError: A format or an input needs an extra that is not installed.
+        MissingExtraError: A format, an input or the engine needs an extra that is not installed.
     """
     options = options or SegmentOptions()
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
-    parser = open_bundle(options.bundle, "inference", _overrides(options))
+    parser = open_bundle(options.bundle, "inference", _overrides(options, is_driver=options.engine == "ray"))
     parser.get_parsed_content("network")  # says what is wrong with its files before the output folder is touched
     fingerprint = _fingerprint(parser, options)
     summary = SegmentSummary(output, len(files))
-    with _room_in(output), closing(Records(output, fingerprint, options.overwrite)) as records:
-        labels = _labels(parser, fingerprint, records.salt if options.deidentifies else None)
-        reading = Reading(options.slice_axis, options.window)
-        stages = Stages(parser, output, options.formats, options.batch_size, reading, labels, options.stores)
+    with _cluster(options), _room_in(output), closing(Records(output, fingerprint, options.overwrite)) as records:
+        salt = records.salt if options.deidentifies else None
+        if options.engine == "ray":
+            stages: Stages | RayStages = _stages_of_cluster(options, output, fingerprint, salt)
+        else:
+            stages = _stages(parser, options, output, fingerprint, salt)
         records.start(_settings(inputs, output, options, stages.device))
         start, state = time.monotonic(), "failed"
         try:
@@ -215,7 +224,7 @@ def segment(
 
 
 def _run(
-    stages: Stages,
+    stages: Stages | RayStages,
     files: Inputs,
     records: Records,
     summary: SegmentSummary,
@@ -261,7 +270,11 @@ def _check(options: SegmentOptions) -> None:
     if options.batch_size < 1 or options.device not in DEVICES:
         got = f"batch_size={options.batch_size}, device={options.device!r}"
         raise ConfigError(f"got {got}; expected a positive batch size, and one of {', '.join(DEVICES)}")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.engine not in ENGINES:
+        raise ConfigError(f"unknown engine {options.engine!r}; known are {', '.join(ENGINES)}")
+    if options.address is not None and options.engine != "ray":
+        raise ConfigError("the address is that of a Ray cluster; give --engine ray as well")
+    if options.device == "cuda" and options.engine == "local" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, and torch finds none; use auto or cpu, or install torch for CUDA")
     is_dicom = any(FORMATS[name].sources == ("DICOM",) for name in options.formats)
     if is_dicom and importlib.util.find_spec("highdicom") is None:
@@ -288,12 +301,64 @@ def _room_in(output: Path) -> Iterator[None]:
             f"{output}: cannot be written to ({what}). Make room, or give another output folder; what is done stays "
             "done, and the same command does the rest"
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{output / JOURNAL} cannot be used ({error}). If it is damaged, delete it: then all images are done again"
+        ) from error
 
 
-def _overrides(options: SegmentOptions) -> dict[str, Any]:
-    chosen = model_overrides(
-        options.adapter, options.base_weights, options.detector, options.device, options.test_views
+def _cluster(options: SegmentOptions) -> AbstractContextManager[None]:
+    return connected(options.address) if options.engine == "ray" else nullcontext()
+
+
+def _stages(
+    parser: ConfigParser, options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
+) -> Stages:
+    labels = _labels(parser, fingerprint, salt)
+    reading = Reading(options.slice_axis, options.window)
+    return Stages(parser, output, options.formats, options.batch_size, reading, labels, options.stores)
+
+
+def _stages_of_cluster(
+    options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
+) -> RayStages:
+    """Stages of workers whose folder is another, and which have a GPU only if they are given one."""
+    device = "cuda" if options.device == "cuda" else "cpu"
+    elsewhere = replace(
+        options,
+        bundle=options.bundle if options.bundle in shipped_bundles() else str(Path(options.bundle).absolute()),
+        adapter=options.adapter and options.adapter.absolute(),
+        base_weights=options.base_weights and options.base_weights.absolute(),
+        detector=_known_or_absolute(options.detector),
+        device=device,
     )
+    output = output.absolute()
+    return RayStages(partial(_stages_elsewhere, elsewhere, output, fingerprint, salt), output, torch.device(device))
+
+
+def _stages_elsewhere(
+    options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
+) -> Stages:
+    parser = open_bundle(options.bundle, "inference", _overrides(options))
+    if (found := _fingerprint(parser, options)) != fingerprint:
+        differing = ", ".join(name for name in fingerprint if found.get(name) != fingerprint[name])
+        raise ConfigError(
+            f"the worker on {platform.node()} would segment with another {differing}; install the same version of "
+            "amsam-med and the same weights on all nodes"
+        )
+    return _stages(parser, options, output, fingerprint, salt)
+
+
+def _known_or_absolute(detector: str | None) -> str | None:
+    if detector is None or detector == "none" or detector in weights.known():
+        return detector
+    return str(Path(detector).absolute())
+
+
+def _overrides(options: SegmentOptions, is_driver: bool = False) -> dict[str, Any]:
+    """Overrides of the bundle; a driver, which does not compute, needs no GPU."""
+    device = "cpu" if is_driver else options.device
+    chosen = model_overrides(options.adapter, options.base_weights, options.detector, device, options.test_views)
     return {**chosen, **options.overrides}
 
 
@@ -333,6 +398,8 @@ def _settings(
     words += ["--window", *map(str, options.window)] if options.window else []
     words += ["--test-views", options.test_views] if options.test_views else []
     words += ["--batch-size", str(options.batch_size)]
+    words += ["--engine", options.engine] if options.engine != "local" else []
+    words += ["--address", options.address] if options.address else []
     switches = {
         "--overwrite": options.overwrite,
         "--no-report": not options.has_report,

@@ -12,6 +12,7 @@ date of birth, as the file has them), that part of it is replaced by a digest of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -23,6 +24,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -30,7 +32,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from amsam_med.data.datalists import image_stem
 from amsam_med.data.identifiers import without_identifiers
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
-from amsam_med.errors import DataError, MissingExtraError
+from amsam_med.errors import ConfigError, DataError, MissingExtraError
 
 ZIP_SUFFIX = ".zip"
 DICOMWEB = "dicomweb:"
@@ -41,6 +43,7 @@ LISTED_MEMBERS = 200_000
 """The most members of one archive; their directory is held in memory while they are listed."""
 
 _LONGEST_PART = 180  # bytes of a file name: most file systems take 255, and endings and a temporary name come on top
+_MORE_ROOM = "Make room in the system's temporary folder, or name another one in the environment variable TMPDIR"
 _PAGE = 500  # instances asked for at once
 _NOT_IMAGES = ("SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "FID", "ANN")  # modalities
 
@@ -128,8 +131,12 @@ def list_inputs(
     Raises:
         DataError: One of them does not exist, or holds no images; a server does not answer.
         MissingExtraError: A server is named, and what it takes to ask it is not installed.
+        ConfigError: The system's temporary folder has no room for the list.
     """
-    inputs = Inputs(itertools.chain.from_iterable(_found_in(one, is_result, keeps_identifiers) for one in given))
+    try:
+        inputs = Inputs(itertools.chain.from_iterable(_found_in(one, is_result, keeps_identifiers) for one in given))
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"no room for the list of inputs ({error}). {_MORE_ROOM}") from None
     if not len(inputs):
         raise DataError("no inputs; give image files, folders, zip archives, or dicomweb:URL")
     return inputs
@@ -342,16 +349,26 @@ def _member_fault(path: Path, member: zipfile.ZipInfo) -> str:
 
 def _unpack(archive: Path, member: str, copy: Path) -> None:
     try:
-        with zipfile.ZipFile(archive) as opened, opened.open(member) as packed, copy.open("wb") as unpacked:
+        status = archive.stat()
+        opened = _opened_archive(str(archive), status.st_size, status.st_mtime_ns)
+        with opened.open(member) as packed, copy.open("wb") as unpacked:
             # zipfile stops at the size that the directory promises, and the directory's is checked.
             shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(f"{PurePosixPath(member).name}: no room to unpack it. {_MORE_ROOM}") from None
     except Exception as error:
         raise DataError(
             f"{archive.name}, member {PurePosixPath(member).name}: cannot be unpacked "
             f"({error or type(error).__name__}). Pack the archive again"
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _opened_archive(path: str, size: int, modified_ns: int) -> zipfile.ZipFile:
+    """An archive whose directory is read once for all its members, by whatever threads; a changed one is another."""
+    return zipfile.ZipFile(path)
 
 
 def _instances(given: str) -> Iterator[InputFile]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -126,6 +128,22 @@ def test_members_of_an_archive_are_files(tmp_path: Path) -> None:
     with local_copy(files[2]) as copy:
         assert (copy.name, copy.read_bytes()) == ("a.png", b"first")
     assert not copy.exists()
+
+
+def test_members_of_a_large_archive_come_one_after_another_without_delay(tmp_path: Path) -> None:
+    many = write_zip(tmp_path / "many.zip", **{f"{n:05}.png": b"picture" for n in range(20_000)})
+    files = itertools.islice(list_inputs([str(many)]), 200)
+    start = time.process_time()
+    for file in files:
+        with local_copy(file) as copy:
+            assert copy.read_bytes() == b"picture"
+    assert time.process_time() - start < 3  # 20 with the archive's directory read for each
+
+
+def test_an_archive_that_is_packed_anew_is_read_anew(tmp_path: Path) -> None:
+    for content in (b"first", b"other one"):
+        with local_copy(the_only(write_zip(tmp_path / "a.zip", **{"a.png": content}))) as copy:
+            assert copy.read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "..\\evil.png", "C:/evil.png", "x/../../evil.png"])

@@ -105,6 +105,18 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
     help="Strip dicom-seg and dicom-sr by the DICOM standard's basic profile; new UIDs, the same in all runs into OUT.",
 )
 @click.option("--store", is_flag=True, help="Send dicom-seg and dicom-sr to the DICOMweb server of the image.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: a worker process on each CPU of a Ray cluster; the same results.",
+)
+@click.option(
+    "--address",
+    metavar="auto|HOST:PORT",
+    help="The Ray cluster to use.  [default: one of this machine alone, for this run]",
+)
 @click.pass_context
 def segment(
     ctx: click.Context,
@@ -125,6 +137,8 @@ def segment(
     keep_identifiers: bool,
     deidentify: bool,
     store: bool,
+    engine: str,
+    address: str | None,
 ) -> None:
     """Segment images, folders, archives and DICOM.
 
@@ -182,7 +196,11 @@ def segment(
         deidentify,
         store,
         test_views,
+        engine=engine,
+        address=address,
     )
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is that of a Ray cluster; give --engine ray as well", ctx)
     try:
         with _progress_bar() as progress:
             summary = run(inputs, output, chosen, progress)
@@ -239,11 +257,17 @@ def _print(summary: SegmentSummary) -> None:
         click.echo(f"{summary.skipped} of {summary.images} images were done before; --overwrite does them again.")
     if summary.flagged:
         click.echo(f"{summary.flagged} images deserve a look: the column flags of results.csv says why.")
-    click.echo(f"Results are in {summary.output}.")
+    click.echo(f"Results are in {_shown(summary.output)}.")
     for file, error in summary.failures:
-        click.echo(f"failed: {file}: {error}", err=True)
+        click.echo(f"failed: {_shown(file)}: {error}", err=True)
     if summary.failed > len(summary.failures):
-        click.echo(f"and {summary.failed - len(summary.failures)} more; see {summary.output / 'results.csv'}", err=True)
+        table = _shown(summary.output / "results.csv")
+        click.echo(f"and {summary.failed - len(summary.failures)} more; see {table}", err=True)
     if summary.is_interrupted:
         left = summary.images - summary.finished - summary.skipped
         click.echo(f"Interrupted with {left} images left; the same command does them.", err=True)
+
+
+def _shown(path: Path | str) -> str:
+    """A path on one line, without what a terminal would obey or cannot show."""
+    return "".join(character if character.isprintable() else "?" for character in str(path))

@@ -249,6 +249,7 @@ def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
         volume = np.moveaxis(slices, -1, axis) if len(result.masks) > 1 else slices
         shape = source.shape[:2] if len(source.shape) == 2 else source.shape[:3]
         header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
+        header.set_data_dtype(np.uint8)  # type: ignore[no-untyped-call]  # a new header's is float32
         header.set_xyzt_units(*source.header.get_xyzt_units())  # type: ignore[attr-defined,no-untyped-call]
         image = nibabel.Nifti1Image(volume.reshape(shape), source.affine, header)  # type: ignore[no-untyped-call]
     else:

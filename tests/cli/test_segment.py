@@ -56,6 +56,23 @@ def test_a_second_run_says_how_many_were_skipped(
     assert cli.main([*words, "--overwrite"]) == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # it copies settings of its own that it has deprecated
+def test_ray_starts_for_the_run_and_leaves_nothing_behind(
+    photos: Path, tmp_path: Path, small_bundle: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed; it comes with the extra `ray`")
+    words = ["segment", str(photos), "-o", str(tmp_path / "out"), "--bundle", small_bundle, "--engine", "ray"]
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(words) == 0
+    printed = capfd.readouterr()
+    assert printed.out.startswith("done                     3\n")
+    assert printed.err == ""
+    assert "--engine ray" in json.loads((tmp_path / "out" / "run.json").read_text())["command"]
+    assert not ray.is_initialized()
+    assert not list(Path("/tmp").glob("amsam-ray-*"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_flagged_images_are_counted_and_the_table_is_named(
     photos: Path, tmp_path: Path, small_bundle: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +102,8 @@ def test_a_broken_file_is_named_and_gives_exit_code_1(
         (["--device", "tpu"], "'tpu' is not one of"),
         (["--test-views", "top"], "'top' is not one of"),
         (["--batch-size", "0"], "0 is not in the range"),
+        (["--engine", "spark"], "'spark' is not one of"),
+        (["--address", "auto"], "--address is that of a Ray cluster"),
     ],
 )
 def test_wrong_usage_exits_with_2(

@@ -1,0 +1,254 @@
+"""The journal, the table and run.json: what is recorded is kept, whole, and never mixed with what is not its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amsam_med.errors import ConfigError
+from amsam_med.records import COLUMNS, Picture, Records, Row, read_run
+
+FINGERPRINT = {"amsam-med": "1", "weights": {"model": "abc", "detector": None}, "input_size": 256}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def begun(folder: Path, fingerprint: dict[str, object] | None = None, overwrite: bool = False) -> Records:
+    records = Records(folder, fingerprint or FINGERPRINT, overwrite)
+    records.start({"command": "amsam segment"})
+    return records
+
+
+def end(records: Records, state: str = "complete") -> None:
+    records.finish(state, {})
+    records.close()
+
+
+def recorded(folder: Path, *files: str, **cells: object) -> None:
+    """A complete run in which files were done, each with a result of its own."""
+    records = begun(folder)
+    for file in files:
+        records.add(Path(file).stem, [done(folder, file, **cells)], ("png",))
+    end(records)
+
+
+def done(folder: Path, file: str, picture: int | None = None, **cells: object) -> Picture:
+    result = folder / "masks" / f"{Path(file).stem}{picture or ''}.png"
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_bytes(b"mask")
+    row = Row(file, picture, "digest", files={"mask_file": result.relative_to(folder).as_posix()}, **cells)  # type: ignore[arg-type]
+    return Picture(row, b"thumbnail")
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        return list(csv.DictReader(stream))
+
+
+def change(folder: Path, statement: str) -> None:
+    """Change a journal behind everybody's back."""
+    journal = sqlite3.connect(folder / "journal.sqlite")
+    with journal:
+        journal.execute(statement)
+    journal.close()
+
+
+def test_what_was_recorded_is_there_in_the_next_run(folder: Path) -> None:
+    recorded(folder, "in/a.png", "in/b.png")
+    records = begun(folder)
+    earlier = records.earlier("a")
+    assert earlier is not None
+    assert (earlier.file, earlier.sha256, earlier.formats, earlier.is_done) == ("in/a.png", "digest", ("png",), True)
+    assert earlier.results == {"masks/a.png"}
+    assert records.earlier("c") is None
+    assert [(cells["file"], thumbnail) for cells, thumbnail in records.pictures()] == [
+        ("in/a.png", b"thumbnail"),
+        ("in/b.png", b"thumbnail"),
+    ]
+    end(records)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "empty"])
+def test_a_file_whose_result_is_gone_or_empty_is_not_done(spoil: Callable[[Path], object], folder: Path) -> None:
+    recorded(folder, "a.png")
+    spoil(folder / "masks" / "a.png")
+    records = begun(folder)
+    earlier = records.earlier("a")
+    assert earlier is not None
+    assert not earlier.is_done
+    end(records)
+
+
+def test_a_file_recorded_again_has_the_new_rows_alone(folder: Path) -> None:
+    records = begun(folder)
+    records.add("a", [done(folder, "a.tif", page) for page in (1, 2, 3)], ("png",))
+    records.add("a", [done(folder, "a.tif", page) for page in (1, 2)], ("png",))
+    end(records)
+    assert [(row["file"], row["picture"]) for row in table_of(folder)] == [("a.tif", "1"), ("a.tif", "2")]
+
+
+def test_the_table_is_sorted_by_file_and_by_the_number_of_the_picture(folder: Path) -> None:
+    records = begun(folder)
+    records.add("b", [done(folder, "b.tif", page) for page in (1, 2, 10)], ("png",))
+    records.add("a", [done(folder, "a.tif")], ("png",))
+    end(records)
+    assert [row["file"] + row["picture"] for row in table_of(folder)] == ["a.tif", "b.tif1", "b.tif2", "b.tif10"]
+    assert tuple(table_of(folder)[0]) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    "name", ['a,"b";.png', "new\nline.png", "\r.png", "☃ 病.png", os.fsdecode(b"caf\xe9.png"), "=1+1.png"]
+)
+def test_any_name_comes_back_from_journal_and_table(name: str, folder: Path) -> None:
+    recorded(folder, name, error="")
+    assert [row["file"] for row in table_of(folder)] == [name]
+    records = begun(folder)
+    earlier = records.earlier(Path(name).stem)
+    assert earlier is not None
+    assert (earlier.file, earlier.is_done) == (name, True)
+    end(records)
+
+
+def test_rows_that_a_killed_run_had_not_yet_in_the_table_are_there_after_the_next_start(folder: Path) -> None:
+    recorded(folder, "a.png", "b.png")
+    table = (folder / "results.csv").read_bytes()
+    (folder / "results.csv").write_bytes(table[: len(table) - 20])
+    end(begun(folder))
+    assert (folder / "results.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"input_size": 512}, "input_size"),
+        ({"weights": {"model": "xyz", "detector": None}}, "weights.model"),
+        ({"weights": {"model": "abc", "detector": "d"}, "amsam-med": "2"}, "amsam-med, weights.detector"),
+        ({"test_views": "all"}, "test_views"),
+    ],
+)
+def test_another_fingerprint_is_refused_by_the_names_of_its_changes(
+    changed: dict[str, object], named: str, folder: Path
+) -> None:
+    recorded(folder, "a.png")
+    with pytest.raises(ConfigError, match=f"made with another {named}; give another output folder, or --overwrite"):
+        Records(folder, FINGERPRINT | changed, overwrite=False)
+    assert len(table_of(folder)) == 1
+    end(begun(folder))  # the refusal has left the folder to its own
+
+
+def test_overwrite_forgets_the_results_of_another_fingerprint(folder: Path) -> None:
+    recorded(folder, "a.png")
+    records = begun(folder, FINGERPRINT | {"input_size": 512}, overwrite=True)
+    assert records.earlier("a") is None
+    assert table_of(folder) == []
+    end(records)
+
+
+def test_a_fingerprint_without_results_may_change(folder: Path) -> None:
+    recorded(folder, "a.png", error="damaged")
+    records = begun(folder, FINGERPRINT | {"input_size": 512})
+    assert table_of(folder) == []
+    end(records)
+
+
+def test_a_journal_of_another_version_starts_over(folder: Path) -> None:
+    recorded(folder, "a.png")
+    change(folder, "UPDATE facts SET value = '1' WHERE name = 'format'")
+    records = begun(folder)
+    assert records.earlier("a") is None
+    end(records)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"no data base" * 1000, lambda content: content[: len(content) // 2]],
+    ids=["words", "cut"],
+)
+def test_a_damaged_journal_is_named_and_may_be_deleted(damage: Callable[[bytes], bytes], folder: Path) -> None:
+    recorded(folder, "a.png")
+    journal = folder / "journal.sqlite"
+    journal.write_bytes(damage(journal.read_bytes()))
+    with pytest.raises(ConfigError, match=r"journal\.sqlite cannot be used .* delete it: then all images are done"):
+        Records(folder, FINGERPRINT, overwrite=False)
+    journal.unlink()
+    records = begun(folder)
+    assert records.earlier("a") is None
+    end(records)
+
+
+def test_an_empty_journal_starts_over(folder: Path) -> None:
+    recorded(folder, "a.png")
+    (folder / "journal.sqlite").write_bytes(b"")
+    records = begun(folder)
+    assert records.earlier("a") is None
+    end(records)
+
+
+def test_a_second_run_is_refused_until_the_first_lets_go(folder: Path) -> None:
+    first = begun(folder)
+    with pytest.raises(ConfigError, match="another run is writing to"):
+        Records(folder, FINGERPRINT, overwrite=True)
+    end(first)
+    end(begun(folder))
+
+
+def test_half_written_results_of_a_killed_run_are_deleted_and_nothing_else(folder: Path) -> None:
+    end(begun(folder), "running")  # as run.json says of a killed one
+    half = folder / "masks" / "deep" / ".a_segmentation.png.0123abcd.png"
+    kept = [folder / "masks" / name for name in (".keep", ".a.png", "deep/.nfs00000001", "deep/a_segmentation.png")]
+    half.parent.mkdir(parents=True)
+    for path in (half, *kept):
+        path.write_bytes(b"half")
+    end(begun(folder))
+    assert not half.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_the_salt_is_the_folders_own_for_all_its_runs(folder: Path, tmp_path: Path) -> None:
+    salts = []
+    for place in (folder, folder, tmp_path / "other"):
+        records = begun(place)
+        salts.append(records.salt)
+        end(records)
+    assert salts[0] == salts[1] != salts[2]
+    assert len(salts[0]) == 32
+
+
+def test_run_json_says_how_the_run_stands(folder: Path) -> None:
+    records = begun(folder)
+    assert (read_run(folder) or {})["state"] == "running"
+    records.finish("interrupted", {"seconds": 1})
+    run = read_run(folder) or {}
+    assert (run["state"], run["seconds"], run["fingerprint"]) == ("interrupted", 1, FINGERPRINT)
+    records.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"verb": "train"}), "\udce9"])
+def test_a_run_json_of_something_else_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(os.fsencode(content))
+    assert read_run(tmp_path) is None
+    assert read_run(tmp_path / "nowhere") is None
+
+
+def test_many_rows_pass_through_little_memory(folder: Path) -> None:
+    records = begun(folder)
+    for number in range(3):
+        pages = [Picture(Row(f"{number}.tif", page, "digest"), b"\xff" * 2000) for page in range(1, 1001)]
+        records.add(str(number), pages, ("png",))
+    tracemalloc.start()
+    records.finish("complete", {})
+    assert sum(1 for _ in records.pictures()) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    records.close()
+    assert peak < 2e6
