@@ -1,4 +1,4 @@
-"""``amsam label``: a MONAI Label server over a folder or a PACS."""
+"""``amsam label``: a MONAI Label server over a folder of images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from amsam_med.label.server import serve
 Examples:
   amsam label --studies photos/                     then connect 3D Slicer, CVAT or QuPath to http://127.0.0.1:8000
   amsam label --studies photos/ --models amsam_isic --base tiny-general
-  amsam label --studies http://127.0.0.1:8042/dicom-web --versions trained/"""
+  amsam label --studies photos/ --versions /srv/models --port 8100"""
 )
-@click.option("--studies", required=True, metavar="FOLDER|URL", help="Images to label, or a DICOMweb server's address.")
+@click.option(
+    "--studies",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the images to label; labels are saved in it.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
     "--host",
@@ -35,7 +40,7 @@ Examples:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def label(
-    studies: str,
+    studies: Path,
     port: int,
     host: str,
     models: str | None,

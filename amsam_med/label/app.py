@@ -1,4 +1,4 @@
-"""The app that a MONAI Label server runs: models, trainers, strategies and scoring over one folder or one PACS."""
+"""The app that a MONAI Label server runs: models, trainers, strategies and scoring over one folder of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amsam_med.errors import ConfigError
 from amsam_med.label.models import LabelModel
 from amsam_med.label.tasks import ClickTask, DoubtScoring, DoubtStrategy, FewShotTrainTask, SegmentTask
 
-MODELS_FOLDER = ".amsam"
+VERSIONS_FOLDER = ".amsam"
 """Where the trained versions are kept within a folder of studies, unless another place is given."""
 
 _log = logging.getLogger(__name__)
@@ -37,12 +37,13 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
 
     Args:
         app_dir: The app's folder.
-        studies: A folder of images, or the address of a DICOMweb server.
-        conf: ``models``: names of bundles with commas, by default all that are shipped. ``base``: name of a base to begin
-            with, untrained, instead of the bundles' own models. ``versions``: folder for trained versions. ``device``.
+        studies: A folder of images.
+        conf: ``models``: names of bundles with commas, by default all that are shipped. ``base``: name of a base to
+            begin with, untrained, instead of the bundles' own models. ``versions``: folder for trained versions.
+            ``device``: as for ``amsam segment``.
 
     Raises:
-        ConfigError: There is no such bundle, or no place for the versions.
+        ConfigError: There is no such bundle.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
@@ -50,13 +51,11 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
         names = [name.strip() for name in conf.get("models", ",".join(shipped_bundles())).split(",") if name.strip()]
         if unknown := [name for name in names if name not in shipped_bundles()]:
             raise ConfigError(f"unknown model {', '.join(unknown)}; known are {', '.join(shipped_bundles())}")
-        folder = _versions_folder(studies, conf.get("versions"))
+        folder = Path(conf.get("versions") or Path(studies) / VERSIONS_FOLDER)
         base, device = conf.get("base") or None, conf.get("device", "auto")
         self._models = {name: LabelModel(name, folder / name, base, device) for name in names}
         description = "Few-shot segmentation: label a few images, train, review the rest"
-        super().__init__(
-            app_dir, studies, dict(conf), name="AM-SAM Med", description=description, version=__version__
-        )
+        super().__init__(app_dir, studies, dict(conf), name="AM-SAM Med", description=description, version=__version__)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Each model by itself, and by clicks."""
@@ -100,14 +99,6 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
 
     def _has(self, image: str, datastore: Datastore) -> bool:
         return "/" not in image and "\\" not in image and image in datastore.list_images()
-
-
-def _versions_folder(studies: str, given: str | None) -> Path:
-    if given:
-        return Path(given)
-    if studies.startswith(("http://", "https://")):
-        raise ConfigError("studies on a server need a folder for trained models: give --models (conf `versions`)")
-    return Path(studies) / MODELS_FOLDER
 
 
 def _is_upload(image: str) -> bool:

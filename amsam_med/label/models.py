@@ -123,8 +123,8 @@ class LabelModel:
         self._parts: _Parts | None = None
         self._lock = threading.Lock()
         self._embeddings: OrderedDict[str, tuple[Tensor, Size]] = OrderedDict()
-        # One thread computes, with one of torch's: results are those of the command line, and a training beside it on as
-        # many threads as there are cores left does not slow both down many times over.
+        # One thread computes, with one of torch's: results are those of the command line, and a training beside it on
+        # the cores left does not slow both down many times over.
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def current(self) -> Version | None:
@@ -145,19 +145,6 @@ class LabelModel:
         """
         return self._pool.submit(self._segment, path).result()
 
-    def _segment(self, path: Path) -> Found:
-        parts = self._newest()
-        item = parts.prepare({Keys.IMAGE.value: str(path)})
-        size = _original_size(item)
-        image = item[Keys.IMAGE.value][None].to(next(parts.network.parameters()).device)
-        found = parts.inferer.predict(image, parts.network)
-        item[Keys.PRED.value] = found.mask_logits[0].cpu()
-        mask = parts.restore(item)[Keys.PRED.value].numpy()[0]
-        box = None
-        if found.boxes is not None and found.box_sources[0] != NOT_FOUND:
-            box = scale_boxes(found.boxes[0].cpu(), (parts.network.input_size,) * 2, size)
-        return Found(mask, _facts(found), box, parts.version)
-
     def segment_prompted(self, path: Path, clicks: Clicks) -> Found:
         """Segment what a person points at; a picture is encoded once, however many clicks there are.
 
@@ -166,19 +153,6 @@ class LabelModel:
         """
         return self._pool.submit(self._segment_prompted, path, clicks).result()
 
-    @torch.no_grad()
-    def _segment_prompted(self, path: Path, clicks: Clicks) -> Found:
-        parts = self._newest()
-        embedding, size = self._embedding(path, parts)
-        side = parts.network.input_size
-        boxes, points, point_labels = _in_model_frame(clicks, size, side, path.name)
-        prediction = parts.network.predict(embedding, boxes, points, point_labels)
-        certainty, _ = judge_masks(prediction.mask_logits, None, side)
-        trust = float(prediction.predicted_iou[:, 1:].mean().clamp(0, 1))
-        facts = {"box_source": "user", "predicted_iou": round(trust, 4), "certainty": round(float(certainty), 4)}
-        mask = restore_original(prediction.mask_logits[0].cpu(), size).numpy()
-        return Found(mask, facts, None if clicks.box is None else torch.tensor(clicks.box), parts.version)
-
     def doubt(self, path: Path) -> float:
         """How unsure the model is of a picture, 0..1.
 
@@ -186,16 +160,6 @@ class LabelModel:
         the masks of the picture and of its mirror image lack in Dice.
         """
         return self._pool.submit(self._doubt, path).result()
-
-    def _doubt(self, path: Path) -> float:
-        parts = self._newest()
-        image = parts.prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value][None]
-        image = image.to(next(parts.network.parameters()).device)
-        seen, mirrored = (parts.inferer.predict(view, parts.network) for view in (image, view_image(image, MIRROR)))
-        masks = (seen.mask_logits.argmax(dim=1), unview_image(mirrored.mask_logits, MIRROR).argmax(dim=1))
-        agreement = dice_score(masks[0] != 0, masks[1] != 0)
-        confidence = float(seen.box_confidence) if parts.inferer.detector is not None else 1.0
-        return round(1 - (float(seen.predicted_iou) + confidence + agreement) / 3, 4)
 
     def learn(self, examples: Sequence[Example], progress: Callable[[int, int, float], None] | None = None) -> Version:
         """Train a new version; it is put in use unless the present model does better on D2.
@@ -233,6 +197,42 @@ class LabelModel:
         found = sorted(self.folder.glob("[0-9]*/version.json"))
         facts = [json.loads(path.read_text(encoding="utf-8")) for path in found]
         return [Version(**{**one, "adapter": self.folder / one["adapter"]}) for one in facts]
+
+    def _segment(self, path: Path) -> Found:
+        parts = self._newest()
+        item = parts.prepare({Keys.IMAGE.value: str(path)})
+        size = _original_size(item)
+        image = item[Keys.IMAGE.value][None].to(next(parts.network.parameters()).device)
+        found = parts.inferer.predict(image, parts.network)
+        item[Keys.PRED.value] = found.mask_logits[0].cpu()
+        mask = parts.restore(item)[Keys.PRED.value].numpy()[0]
+        box = None
+        if found.boxes is not None and found.box_sources[0] != NOT_FOUND:
+            box = scale_boxes(found.boxes[0].cpu(), (parts.network.input_size,) * 2, size)
+        return Found(mask, _facts(found), box, parts.version)
+
+    @torch.no_grad()
+    def _segment_prompted(self, path: Path, clicks: Clicks) -> Found:
+        parts = self._newest()
+        embedding, size = self._embedding(path, parts)
+        side = parts.network.input_size
+        boxes, points, point_labels = _in_model_frame(clicks, size, side, path.name)
+        prediction = parts.network.predict(embedding, boxes, points, point_labels)
+        certainty, _ = judge_masks(prediction.mask_logits, None, side)
+        trust = float(prediction.predicted_iou[:, 1:].mean().clamp(0, 1))
+        facts = {"box_source": "user", "predicted_iou": round(trust, 4), "certainty": round(float(certainty), 4)}
+        mask = restore_original(prediction.mask_logits[0].cpu(), size).numpy()
+        return Found(mask, facts, None if clicks.box is None else torch.tensor(clicks.box), parts.version)
+
+    def _doubt(self, path: Path) -> float:
+        parts = self._newest()
+        image = parts.prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value][None]
+        image = image.to(next(parts.network.parameters()).device)
+        seen, mirrored = (parts.inferer.predict(view, parts.network) for view in (image, view_image(image, MIRROR)))
+        masks = (seen.mask_logits.argmax(dim=1), unview_image(mirrored.mask_logits, MIRROR).argmax(dim=1))
+        agreement = dice_score(masks[0] != 0, masks[1] != 0)
+        confidence = float(seen.box_confidence) if parts.inferer.detector is not None else 1.0
+        return round(1 - (float(seen.predicted_iou) + confidence + agreement) / 3, 4)
 
     def _newest(self) -> _Parts:
         """The parts of the version in use; what is running keeps those it has."""
@@ -272,7 +272,7 @@ class LabelModel:
         return self.folder / f"{max(taken, default=0) + 1:04d}"
 
     def _embedding(self, path: Path, parts: _Parts) -> tuple[Tensor, Size]:
-        """The embedding float ``(1, 256, S/16, S/16)`` of a picture and its size; the encoder is the same in all versions."""
+        """The embedding float ``(1, 256, S/16, S/16)`` of a picture, the same for all versions, and its size."""
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         with self._lock:
@@ -320,7 +320,9 @@ def _in_model_frame(
     if clicks.box is not None:
         x1, y1, x2, y2 = clicks.box
         if not (x1 < x2 and y1 < y2 and x2 > 0 and y2 > 0 and x1 < width and y1 < height):
-            raise DataError(f"{name}: the box {list(clicks.box)} is empty or outside; expected x1, y1, x2, y2 in pixels")
+            raise DataError(
+                f"{name}: the box {list(clicks.box)} is empty or outside; expected x1, y1, x2, y2 in pixels"
+            )
         boxes = scale_boxes(torch.tensor([clicks.box], dtype=torch.float32), size, (side, side))
     if placed:
         points = torch.tensor([placed], dtype=torch.float32) * torch.tensor([side / width, side / height])

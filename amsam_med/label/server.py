@@ -15,11 +15,11 @@ import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
 from amsam_med.data.readers import IMAGE_SUFFIXES
+from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,12 +38,12 @@ _NAMES = ("image", "label", "id", "tag", "session_id")  # of a query, that may e
 
 
 def serve(
-    studies: str, conf: Mapping[str, str], host: str = "127.0.0.1", port: int = 8000, log_level: str = "info"
+    studies: Path, conf: Mapping[str, str], host: str = "127.0.0.1", port: int = 8000, log_level: str = "info"
 ) -> None:
     """Run the server until it is interrupted.
 
     Args:
-        studies: A folder of images, or the address of a DICOMweb server.
+        studies: A folder of images.
         conf: As for :class:`amsam_med.label.app.AmSamLabelApp`.
         host: Address to listen on; the default can be reached from this machine alone.
         port: Port to listen on.
@@ -53,8 +53,8 @@ def serve(
         MissingExtraError: MONAI Label is not installed.
         ConfigError: The folder of studies is not there.
     """
-    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
-        raise ConfigError(f"{studies}: no such folder; give a folder of images, or the address of a DICOMweb server")
+    if not studies.is_dir():
+        raise ConfigError(f"{studies}: no such folder; give a folder of images")
     with tempfile.TemporaryDirectory(prefix="amsam-label-") as scratch:
         tempfile.tempdir = scratch  # uploads go where nothing else lies
         app_folder = Path(scratch) / "app"
@@ -96,22 +96,22 @@ def guarded_app() -> ASGIApp:
     def refused(status: int, text: str) -> JSONResponse:
         return JSONResponse({"detail": text}, status_code=status)
 
-    @app.exception_handler(AmsamError)
-    async def _(_: Request, error: AmsamError) -> JSONResponse:
+    async def amsam_error(_: Request, error: AmsamError) -> JSONResponse:
         return refused(422, str(error))
 
-    @app.exception_handler(MONAILabelException)
-    async def _(_: Request, error: MONAILabelException) -> JSONResponse:
+    async def unknown_name(_: Request, error: MONAILabelException) -> JSONResponse:
         return refused(404, str(error.msg))
 
-    @app.exception_handler(json.JSONDecodeError)
-    async def _(_: Request, error: json.JSONDecodeError) -> JSONResponse:
+    async def not_json(_: Request, error: json.JSONDecodeError) -> JSONResponse:
         return refused(400, f"params is not JSON: {error}")
 
-    @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> JSONResponse:
+    async def refusal(_: Request, error: HTTPException) -> JSONResponse:
         return refused(400 if error.status_code == 500 else error.status_code, str(error.detail))
 
+    app.add_exception_handler(AmsamError, amsam_error)
+    app.add_exception_handler(MONAILabelException, unknown_name)
+    app.add_exception_handler(json.JSONDecodeError, not_json)
+    app.add_exception_handler(HTTPException, refusal)
     return _Guard(app)
 
 
@@ -161,23 +161,22 @@ def _is_path(value: str) -> bool:
     return any(part in value for part in ("/", "\\", "\0")) or value in (".", "..")
 
 
-def _settings(studies: str, conf: Mapping[str, str], port: int, app_folder: Path) -> dict[str, str]:
+def _settings(studies: Path, conf: Mapping[str, str], port: int, app_folder: Path) -> dict[str, str]:
     """MONAI Label's settings; what the user's environment has of them comes first."""
     here = str(Path(__file__).parents[2])
     chosen = {
         "MONAI_LABEL_APP_DIR": str(app_folder),
-        "MONAI_LABEL_STUDIES": studies if "://" in studies else str(Path(studies).resolve()),
+        "MONAI_LABEL_STUDIES": str(studies.resolve()),
         "MONAI_LABEL_APP_CONF": json.dumps(dict(conf)),
         "MONAI_LABEL_SERVER_PORT": str(port),
         "TMPDIR": str(app_folder.parent),
         "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", "")))),
     }
+    endings = [f"*{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
     defaults = {
-        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*{suffix}" for one in IMAGE_SUFFIXES for suffix in (one, one.upper())]),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(endings),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a look at all images after each one would take the CPU
         "MONAI_LABEL_SESSIONS": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
-        "MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI": "false",
-        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": "XC"}),
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | chosen

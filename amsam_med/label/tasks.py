@@ -35,7 +35,7 @@ _LEAST_POINTS = 4  # of a closed polygon
 _log = logging.getLogger(__name__)
 
 
-class SegmentTask(InferTask):
+class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no types
     """Masks without a prompt: box by the detector.
 
     Args:
@@ -116,7 +116,7 @@ class ClickTask(SegmentTask):
         return self.model.segment_prompted(path, Clicks(corners, foreground, background))
 
 
-class FewShotTrainTask(TrainTask):
+class FewShotTrainTask(TrainTask):  # type: ignore[misc]  # MONAI Label carries no types
     """Bi-level training on the labels there are; a better adapter is in use from the next request on.
 
     Args:
@@ -158,7 +158,7 @@ class FewShotTrainTask(TrainTask):
         return {**version._asdict(), "adapter": version.adapter.name, "is_used": is_used}
 
 
-class DoubtStrategy(Strategy):
+class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
     """The unlabelled image that the model is least sure of.
 
     Args:
@@ -185,7 +185,7 @@ class DoubtStrategy(Strategy):
         return {"id": image, "weight": doubt}
 
 
-class DoubtScoring(ScoringMethod):
+class DoubtScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries no types
     """The model's doubt of every image, for review; kept in the datastore's information of each.
 
     Args:
