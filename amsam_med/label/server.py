@@ -105,12 +105,16 @@ def guarded_app() -> ASGIApp:
     async def not_json(_: Request, error: json.JSONDecodeError) -> JSONResponse:
         return refused(400, f"params is not JSON: {error}")
 
+    async def misshapen(_: Request, error: TypeError) -> JSONResponse:
+        return refused(400, f"params is not what is expected there: {error}")
+
     async def refusal(_: Request, error: HTTPException) -> JSONResponse:
         return refused(400 if error.status_code == 500 else error.status_code, str(error.detail))
 
     app.add_exception_handler(AmsamError, amsam_error)
     app.add_exception_handler(MONAILabelException, unknown_name)
     app.add_exception_handler(json.JSONDecodeError, not_json)
+    app.add_exception_handler(TypeError, misshapen)
     app.add_exception_handler(HTTPException, refusal)
     return _Guard(app)
 
@@ -129,11 +133,24 @@ class _Guard:
         if wrong := next((name for name, value in query if name in _NAMES and _is_path(value)), None):
             await _answer(send, 400, f"{wrong} is a path; expected a name that GET /datastore lists")
             return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if scope["method"] != "GET" and _is_foreign(headers):
+            await _answer(send, 403, "pages of other sites may not use this server")
+            return
+        if scope["path"].rstrip("/") == "/reload":
+            await _answer(send, 404, "restart the server to load its app anew")
+            return
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > BODY_LIMIT:
             await _answer(send, 413, f"the request has {int(length):,} bytes; expected at most {BODY_LIMIT:,}")
             return
         await self.app(scope, _limited(receive), send)
+
+
+def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser sends this for a page of another site."""
+    origin = headers.get(b"origin", b"")
+    return origin not in (b"", b"http://" + headers.get(b"host", b""), b"https://" + headers.get(b"host", b""))
 
 
 def _limited(receive: Receive) -> Receive:

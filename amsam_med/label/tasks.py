@@ -108,8 +108,8 @@ class ClickTask(SegmentTask):
         foreground, background = (_points(request.get(name), name) for name in ("foreground", "background"))
         if not (box or foreground or background):
             return self.model.segment(path)
-        if box and len(box) == 6:  # Slicer's: x1, x2, y1, y2, z1, z2
-            box = [box[0], box[2], box[1], box[3]]
+        if box and len(box) == 6:  # Slicer's: x1, x2, y1, y2, z1, z2, in the order of its axes
+            box = [min(box[:2]), min(box[2:4]), max(box[:2]), max(box[2:4])]
         if box and len(box) != 4:
             raise DataError(f"roi has {len(box)} numbers; expected x1, y1, x2, y2 in pixels")
         corners = None if not box else (box[0], box[1], box[2], box[3])
