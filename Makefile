@@ -1,15 +1,18 @@
 # make demo     install what users get, and show everything once, on synthetic images, in demo/
 # make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none)
+# make label-env    install the MONAI Label server into an environment of its own, .venv-label
+# make test-label   its tests, with real clients
 # make check    what CI checks without running the code: lint, format, types, the import floors
 # make format   let ruff mend what it can
 # make clean    remove caches, builds and demo/ (the environment stays: rm -rf .venv)
 
 PYTHON ?= python3
 VENV   := .venv
+LABEL  := .venv-label
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test label-env test-label check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -19,6 +22,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+label-env: $(LABEL)/.installed
+
+# One thread of torch a process: server, training and tests run side by side.
+test-label: $(LABEL)/.installed
+	OMP_NUM_THREADS=1 $(LABEL)/bin/python -m pytest tests/label
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -32,7 +41,7 @@ format: $(VENV)/.installed-dev
 
 clean:
 	rm -rf build dist demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # One stamp per kind of install: pip runs again only when pyproject.toml has changed.
 $(BIN)/python:
@@ -48,3 +57,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(LABEL)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --editable '.[label-dev]'
+	$(LABEL)/bin/python -m pip check
+	@touch $@

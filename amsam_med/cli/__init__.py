@@ -25,6 +25,7 @@ COMMANDS = {
     "segment": ("amsam_med.cli.segment:segment", "Segment images, folders and DICOM files."),
     "train": ("amsam_med.cli.train:train", "Adapt a model to a few labelled images."),
     "evaluate": ("amsam_med.cli.evaluate:evaluate", "Measure a model on labelled images."),
+    "label": ("amsam_med.cli.label:label", "Start a MONAI Label server: label, train, review."),
     "detector": ("amsam_med.cli.detector:detector", "Train and try box detectors."),
     "data": ("amsam_med.cli.data:data", "Download and inspect data sets."),
     "weights": ("amsam_med.cli.weights:weights", "List, get and verify weight files."),

@@ -1,0 +1,60 @@
+"""``amsam label``: a MONAI Label server over a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from amsam_med.bundle import shipped_bundles
+from amsam_med.label.server import serve
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  amsam label --studies photos/                     then connect 3D Slicer, CVAT or QuPath to http://127.0.0.1:8000
+  amsam label --studies photos/ --models amsam_isic --base tiny-general
+  amsam label --studies photos/ --versions /srv/models --port 8100"""
+)
+@click.option(
+    "--studies",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the images to label; labels are saved in it.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Any other one lets other machines in: switch on MONAI Label's authentication first.",
+)
+@click.option("--models", help="Names of bundles, with commas.  [default: all that are shipped]")
+@click.option("--base", help="Begin with this base, untrained, instead of the shipped models.")
+@click.option(
+    "--versions",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where trained models are kept.  [default: FOLDER/.amsam]",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--verbose", is_flag=True, help="Log every request.")
+def label(
+    studies: Path,
+    port: int,
+    host: str,
+    models: str | None,
+    base: str | None,
+    versions: Path | None,
+    device: str,
+    verbose: bool,
+) -> None:
+    """Start a MONAI Label server: label a few images in a viewer, press train, review the rest.
+
+    Needs `pip install 'amsam-med[label]'` in an environment of its own. Labels and trained models stay in the folder of
+    studies. The server ends with Ctrl-C.
+    """
+    given = {"models": models or ",".join(shipped_bundles()), "device": device}
+    given |= {"base": base} if base else {}
+    given |= {"versions": str(versions.absolute())} if versions else {}
+    serve(studies, given, host, port, "info" if verbose else "warning")

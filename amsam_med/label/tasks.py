@@ -1,0 +1,297 @@
+"""What a MONAI Label server offers of a model: segmentation, clicks, training, and which image comes next."""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+import torch
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from numpy.typing import NDArray
+from skimage.measure import approximate_polygon, find_contours
+
+from amsam_med.data.writers import write_mask_png
+from amsam_med.errors import DataError
+from amsam_med.label.models import Clicks, Found, LabelModel
+
+PNG, VOLUMES = ".png", (".nrrd", ".nii.gz", ".nii")
+ASKED_AT_ONCE = 32
+"""Images that are looked at for one question about the next one; what was found of others is remembered."""
+
+_TOLERANCE = 0.5  # pixels by which a polygon may leave the outline
+_LEAST_POINTS = 4  # of a closed polygon
+
+_log = logging.getLogger(__name__)
+
+
+class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no types
+    """Masks without a prompt: box by the detector.
+
+    Args:
+        model: What segments.
+    """
+
+    def __init__(self, model: LabelModel) -> None:
+        labels = {label: number for number, label in enumerate(model.labels, start=1)}
+        text = f"AM-SAM, automatic: {', '.join(model.labels)}"
+        super().__init__(InferType.SEGMENTATION, labels, 2, text, {"result_extension": [PNG, *VOLUMES]})
+        self.model = model
+
+    def is_valid(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The mask's file, which the server deletes when it is sent, and what there is to say about it.
+
+        Raises:
+            DataError: The image cannot be read, or is not one picture.
+        """
+        start = time.perf_counter()
+        path = Path(request["image"])
+        found = self.find(_picture_in(path), request)
+        ending = _ending(request, path)
+        file = _write(found.mask, ending)
+        return str(file), self._params(found, request, time.perf_counter() - start)
+
+    def find(self, path: Path, request: Mapping[str, Any]) -> Found:
+        """What the model finds."""
+        return self.model.segment(path)
+
+    def _params(self, found: Found, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        params: dict[str, Any] = {
+            "label_names": {label: number for number, label in enumerate(self.model.labels, start=1)},
+            "version": found.version,
+            "latencies": {"total": round(seconds, 4)},
+            **found.facts,
+        }
+        if found.box_in_original is not None:
+            params["box"] = [round(float(edge), 1) for edge in found.box_in_original]
+        if request.get("output") == "json":  # what CVAT's detectors and QuPath draw
+            params["annotations"] = [{"annotation": {"name": "AM-SAM", "elements": self._elements(found.mask)}}]
+        return params
+
+    def _elements(self, mask: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        elements = []
+        for number, label in enumerate(self.model.labels, start=1):
+            if contours := _polygons(mask == number):
+                elements.append({"label": label, "contours": contours})
+        return elements
+
+
+class ClickTask(SegmentTask):
+    """Masks from a box and points: what CVAT's interactors and Slicer's prompts send.
+
+    Args:
+        model: What segments.
+    """
+
+    def __init__(self, model: LabelModel) -> None:
+        super().__init__(model)
+        self.type = InferType.DEEPGROW
+        self.description = f"AM-SAM, by box and points: {', '.join(model.labels)}"
+
+    def find(self, path: Path, request: Mapping[str, Any]) -> Found:
+        """What the model finds where a person points; without any prompt, what it finds by itself."""
+        box = _numbers(request.get("roi"), "roi")
+        foreground, background = (_points(request.get(name), name) for name in ("foreground", "background"))
+        if not (box or foreground or background):
+            return self.model.segment(path)
+        if box and len(box) == 6:  # Slicer's: x1, x2, y1, y2, z1, z2, in the order of its axes
+            box = [min(box[:2]), min(box[2:4]), max(box[:2]), max(box[2:4])]
+        if box and len(box) != 4:
+            raise DataError(f"roi has {len(box)} numbers; expected x1, y1, x2, y2 in pixels")
+        corners = None if not box else (box[0], box[1], box[2], box[3])
+        return self.model.segment_prompted(path, Clicks(corners, foreground, background))
+
+
+class FewShotTrainTask(TrainTask):  # type: ignore[misc]  # MONAI Label carries no types
+    """Bi-level training on the labels there are; a better adapter is in use from the next request on.
+
+    Args:
+        model: What learns.
+    """
+
+    def __init__(self, model: LabelModel) -> None:
+        super().__init__(f"AM-SAM, few-shot training of {model.bundle}")
+        self.model = model
+
+    def stats(self) -> dict[str, Any]:
+        """The version in use and all that were trained."""
+        versions = self.model.versions()
+        used = self.model.current()
+        return {
+            "version": 0 if used is None else used.number,
+            "best_metric": None if used is None else used.d2_dice,
+            "versions": [{**version._asdict(), "adapter": version.adapter.name} for version in versions],
+        }
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train on all final labels.
+
+        Raises:
+            DataError: There are too few labels, or one cannot be used.
+        """
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # the server goes on answering on the core left
+        with tempfile.TemporaryDirectory() as scratch:
+            examples = [_example(pair, Path(scratch), index) for index, pair in enumerate(datastore.datalist())]
+            _log.info("Training on %d labelled images", len(examples))
+            version = self.model.learn(examples, _log_epoch)
+        used = self.model.current()
+        is_used = used is not None and used.number == version.number
+        _log.info(
+            "Version %d: Dice on D2 %.4f, before %.4f, %.1f s: %s",
+            *(version.number, version.d2_dice, version.replaced_dice, version.seconds),
+            "in use from now on" if is_used else "kept, but not put in use",
+        )
+        return {**version._asdict(), "adapter": version.adapter.name, "is_used": is_used}
+
+
+class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
+    """The unlabelled image that the model is least sure of.
+
+    Args:
+        model: What doubts.
+    """
+
+    def __init__(self, model: LabelModel) -> None:
+        super().__init__(f"The image that {model.bundle} is least sure of")
+        self.model = model
+        self._doubts: dict[tuple[str, int], float] = {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """The image's id and its doubt in [0, 1] as weight; None when all are labelled."""
+        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
+        used = self.model.current()
+        number = 0 if used is None else used.number
+        unknown = [image for image in images if (image, number) not in self._doubts]
+        for image in random.Random(0).sample(unknown, min(ASKED_AT_ONCE, len(unknown))):
+            self._doubts[image, number] = _doubt(self.model, datastore, image)
+        known = [(self._doubts[image, number], image) for image in images if (image, number) in self._doubts]
+        if not known:
+            return None
+        doubt, image = max(known)
+        return {"id": image, "weight": doubt}
+
+
+class DoubtScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries no types
+    """The model's doubt of every image, for review; kept in the datastore's information of each.
+
+    Args:
+        model: What doubts.
+    """
+
+    def __init__(self, model: LabelModel) -> None:
+        super().__init__(f"How unsure {model.bundle} is of each image, 0 to 1")
+        self.model = model
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Doubts by image; one that cannot be read has 1."""
+        doubts = {}
+        for image in sorted(datastore.list_images()):
+            doubts[image] = _doubt(self.model, datastore, image)
+            datastore.update_image_info(image, {"amsam": {"doubt": doubts[image]}})
+        mean = sum(doubts.values()) / len(doubts) if doubts else None
+        return {"doubt": doubts, "mean": mean}
+
+
+def _doubt(model: LabelModel, datastore: Datastore, image: str) -> float:
+    try:
+        return model.doubt(_picture_in(Path(datastore.get_image_uri(image))))
+    except DataError as error:
+        _log.warning("%s", error)
+        return 1.0
+
+
+def _log_epoch(epoch: int, epochs: int, dice: float) -> None:
+    _log.info("Epoch %d/%d, Dice on D2 %.4f", epoch, epochs, dice)
+
+
+def _picture_in(path: Path) -> Path:
+    """The picture itself: of a DICOM series' folder, its only file."""
+    if not path.is_dir():
+        return path
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    if len(files) != 1:
+        raise DataError(
+            f"the series holds {len(files)} instances; expected one picture. Segment series with `amsam segment`"
+        )
+    return files[0]
+
+
+def _ending(request: Mapping[str, Any], path: Path) -> str:
+    """Kind of the result's file: what was asked for, else one that fits the image's."""
+    asked = request.get("result_extension")
+    if asked in (PNG, *VOLUMES):
+        return str(asked)
+    if asked and not isinstance(asked, list):
+        raise DataError(f"result_extension is {asked!r}; expected one of {', '.join((PNG, *VOLUMES))}")
+    return next((ending for ending in VOLUMES if path.name.endswith(ending)), PNG)
+
+
+def _write(mask: NDArray[np.uint8], ending: str) -> Path:
+    """A file with the mask: PNG as ``amsam segment`` writes it, or a volume of one slice with class ids."""
+    with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as lent:
+        path = Path(lent.name)
+    if ending == PNG:
+        write_mask_png(mask, path)
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask[None]), str(path), useCompression=True)  # (1, H, W)
+    return path
+
+
+def _polygons(is_object: NDArray[np.bool_]) -> list[list[list[float]]]:
+    """Outlines of the parts, (x, y) in pixels of the picture."""
+    polygons = []
+    for contour in find_contours(np.pad(is_object, 1), 0.5):  # type: ignore[no-untyped-call]
+        corners = approximate_polygon(contour, _TOLERANCE)  # type: ignore[no-untyped-call]
+        if len(corners) >= _LEAST_POINTS:
+            polygons.append((corners[:, ::-1] - 0.5).round(1).tolist())
+    return polygons
+
+
+def _example(pair: Mapping[str, str], scratch: Path, index: int) -> dict[str, str]:
+    """A pair as training reads it; a label in one of ITK's formats becomes a PNG."""
+    image, label = _picture_in(Path(pair["image"])), Path(pair["label"])
+    if label.name.endswith(VOLUMES):
+        ids = np.squeeze(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(label))))
+        if ids.ndim != 2:
+            raise DataError(f"{label.name}: the label has shape {ids.shape}; expected one slice")
+        label = scratch / f"{index}.png"
+        write_mask_png((ids != 0).astype(np.uint8), label)
+    return {"image": str(image), "label": str(label)}
+
+
+def _numbers(given: object, name: str) -> list[float]:
+    if given is None:
+        return []
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(_is_number(one) for one in given):
+        raise DataError(f"{name} is {given!r}; expected a list of numbers in pixels")
+    return [float(one) for one in given]
+
+
+def _points(given: object, name: str) -> list[tuple[float, float]]:
+    """(x, y) of each point; viewers of volumes send (x, y, z)."""
+    if given is None:
+        return []
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise DataError(f"{name} is {given!r}; expected a list of points [x, y] in pixels")
+    points = [_numbers(point, name) for point in given]
+    if any(len(point) not in (2, 3) for point in points):
+        raise DataError(f"{name} holds a point that has not two or three numbers; expected [x, y] in pixels")
+    return [(point[0], point[1]) for point in points]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

@@ -1,0 +1,79 @@
+"""`amsam label` in a process of its own, and what its tests share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 120
+_RUN = "import sys; from amsam_med.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+class Server:
+    """``amsam label`` in a process of its own.
+
+    Attributes:
+        studies: Its folder.
+        address: Where it answers.
+    """
+
+    def __init__(self, studies: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+        self.studies, self._options, self._environment = studies, options, environment or {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
+        self.log = studies.parent / f"{studies.name}.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        words = [sys.executable, "-c", _RUN, "label", "--studies", str(self.studies), *self._options]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*words, "--port", str(self._port)], stdout=log, stderr=log, env={**os.environ, **self._environment}
+            )
+        until = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+    def client(self) -> Any:
+        """MONAI Label's own client."""
+        from amsam_med.label.server import import_monailabel
+
+        import_monailabel()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the client's, of the module cgi
+            from monailabel.client import MONAILabelClient
+
+        return MONAILabelClient(self.address, tmpdir=str(self.studies.parent))
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/info/", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError as error:
+            return getattr(error, "code", None) == 401  # it asks who we are
+
+
+def wait_for_training(client: Any, seconds: float = 240) -> dict[str, Any]:
+    """The status of the last training, once it is over."""
+    until = time.monotonic() + seconds
+    while (status := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < until, "the training does not end"
+        time.sleep(0.5)
+    return dict(status)
