@@ -35,9 +35,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from amsam_med.data.writers import FORMATS
 from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
-from amsam_med.records import RUN, Earlier
+from amsam_med.records import RUN, Earlier, sweep
 from amsam_med.sources import InputFile
 from amsam_med.stages import Outcome, Stages
 
@@ -49,7 +48,6 @@ ATTEMPTS = 3
 """How often a task is begun before it is given up."""
 
 _SECONDS_BETWEEN_QUESTIONS = 1.0  # of a worker to the driver's board, whether to stop
-_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)  # names that amsam_med.data.writers lends
 
 _Entry: TypeAlias = tuple[InputFile, Earlier | None]
 
@@ -98,7 +96,7 @@ class RayStages:
                 while not is_interrupted.is_set() and (some := list(itertools.islice(entries, count))):
                     yield from feed.outcomes(some)
             if feed.has_lost_workers:
-                _sweep(self._output)
+                sweep(self._output)
         except RayError as error:
             raise ConfigError(
                 f"the Ray cluster failed ({_reason(error)}). What is done stays done; see that all nodes are up and "
@@ -399,14 +397,6 @@ def _unsurvived(file: InputFile) -> str:
         f"{Path(file.file).name}: {ATTEMPTS} worker processes in a row ended while they had it in hand, which happens "
         "when memory runs out. Segment it alone, with --engine local"
     )
-
-
-def _sweep(output: Path) -> None:
-    """Delete what lost workers left half-written."""
-    for folder in dict.fromkeys(form.folder for form in FORMATS.values()):
-        for path in (output / folder).rglob(".*"):
-            if _HALF_WRITTEN.fullmatch(path.name):
-                path.unlink(missing_ok=True)
 
 
 def _own_cpus() -> int:

@@ -171,7 +171,11 @@ class Records:
         except ConfigError:
             self.close()
             raise
-        _sweep(folder, is_killed=run is not None and run.get("state") == "running")
+        for path in folder.glob(".*"):
+            if _LENT_FOR_RUN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        if run is not None and run.get("state") == "running":
+            sweep(folder)
 
     def earlier(self, name: str) -> Earlier | None:
         """What is recorded of the file whose results have this name."""
@@ -303,6 +307,14 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return run if isinstance(run, dict) and run.get("verb") == VERB else None
 
 
+def sweep(folder: Path) -> None:
+    """Delete the results that a killed process left half-written: names that :func:`atomic_path` lent."""
+    for name in dict.fromkeys(form.folder for form in FORMATS.values()):
+        for path in (folder / name).rglob(".*"):
+            if _LENT.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
 def _open_journal(folder: Path) -> sqlite3.Connection:
     journal = sqlite3.connect(folder / JOURNAL, timeout=1, isolation_level=None, check_same_thread=False)
     try:
@@ -343,17 +355,6 @@ def _is_whole(result: Path) -> bool:
         return result.stat().st_size > 0
     except OSError:
         return False
-
-
-def _sweep(folder: Path, is_killed: bool) -> None:
-    """Delete what a killed run left half-written: names that :func:`atomic_path` lent."""
-    for path in folder.glob(".*"):
-        if _LENT_FOR_RUN.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    for name in dict.fromkeys(form.folder for form in FORMATS.values()) if is_killed else ():
-        for path in (folder / name).rglob(".*"):
-            if _LENT.fullmatch(path.name):
-                path.unlink(missing_ok=True)
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
