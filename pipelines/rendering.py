@@ -157,7 +157,7 @@ def as_csv(lines: Sequence[Line]) -> str:
 
 COST_TITLES = ("trained parameters", "parameters", "s to train", "ms an image", "MB to train", "starts from")
 COST_NOTE = (
-    "Seconds from images on disk to a trained network: the median over all seeds and numbers of examples, and the range; "
+    "Seconds from images on disk to a trained network: the median of all seeds and numbers of examples, and the range; "
     "in square brackets a k-shot detector's own training. Milliseconds for one image in memory, detector and encoder "
     "included. Memory beyond what the process held before training."
 )
