@@ -196,7 +196,7 @@ class Bench:
     """
 
     def __init__(self, name: str, place: Place, part: Part = "test") -> None:
-        self.name, self.task, self.place = name, TASKS[name], place
+        self.name, self.task, self.place, self.part = name, TASKS[name], place, part
         self.pool, scored = open_lists(name, place.data, part)
         self.test = TestImages(scored, place.output / "embeddings")
         self.base_sha256 = "" if place.base_file is None else weights.sha256(place.base_file)
@@ -207,7 +207,7 @@ class Bench:
         has_base = job.method == AM_SAM or BASELINES[job.method].has_base
         shipped = job.detector == "shipped"
         return Identity(
-            data_set=self.name,
+            data_set=self.name if self.part == "test" else f"{self.name}/{self.part}",
             method=job.method,
             settings=settings_of(job),
             detector=job.detector,
@@ -225,7 +225,7 @@ class Bench:
         """Train, score and time a cell."""
         identity = self.identity(job, shots, seed)
         detector_start = clock(self.place.device)
-        detector_file = self._detector_file(job.detector, identity.shots, identity.seed)
+        detector_file = self.detector_file(job.detector, identity.shots, identity.seed)
         detector_seconds = clock(self.place.device) - detector_start
         self._warm_up(job, detector_file)
         with _Watch(self.place.device) as watch:
@@ -272,10 +272,6 @@ class Bench:
         if job.method == AM_SAM:
             return self._train_am_sam(job, shots, seed, detector_file, epoch_done)
         return self._train_baseline(job, shots, seed, detector_file)
-
-    def detector_file(self, job: Job, shots: int, seed: int) -> Path | None:
-        """The weights of a job's detector, trained where they must be."""
-        return self._detector_file(job.detector, shots, seed)
 
     def am_sam_logits(self, network: AmSam, detector_file: Path | None, some: slice) -> Tensor:
         """AM-SAM's logits of test images, by their kept embeddings."""
@@ -350,12 +346,14 @@ class Bench:
     def _shipped_detector(self) -> Path:
         return locate_bundle(self.task.bundle) / "models" / "detector.safetensors"
 
-    def _detector_file(self, kind: DetectorKind, shots: int, seed: int) -> Path | None:
+    def detector_file(self, kind: DetectorKind, shots: int, seed: int) -> Path | None:
+        """The weights of a detector, trained if they must be; None for no boxes."""
         if kind == "none":
             return None
         if kind == "shipped":
             return self._shipped_detector()
-        file = self.place.output / "detectors" / f"{self.name}-k{shots}-seed{seed}.safetensors"
+        suffix = "" if self.part == "test" else f"-{self.part}"  # other images are drawn from
+        file = self.place.output / "detectors" / f"{self.name}{suffix}-k{shots}-seed{seed}.safetensors"
         return few_shot_detector(few_shot_draw(self.pool, shots, seed), self.task, seed, file)
 
     def _warm_up(self, job: Job, detector_file: Path | None) -> None:

@@ -13,7 +13,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from pipelines.baselines.interface import Baseline, BaselineNetwork, ImagenetNorm, Recipe, Setting
 
 RESNET_50 = (3, 4, 6, 3)
-RESNET_CHANNELS = 2048
+FIRST_STAGE_CHANNELS = 256
 
 
 class DeepLabV3(BaselineNetwork):
@@ -23,9 +23,12 @@ class DeepLabV3(BaselineNetwork):
         setting: Says whether the backbone starts from ImageNet.
         layers: Blocks of the ResNet's four stages.
         width: Of the blocks; 64 is ResNet's.
+        stages: How many of the four are used.
     """
 
-    def __init__(self, setting: Setting, layers: Sequence[int] = RESNET_50, width: int = 64) -> None:
+    def __init__(
+        self, setting: Setting, layers: Sequence[int] = RESNET_50, width: int = 64, stages: int = len(RESNET_50)
+    ) -> None:
         super().__init__()
         backbone = ResNet(
             Bottleneck, list(layers), width_per_group=width, replace_stride_with_dilation=[False, True, True]
@@ -34,8 +37,8 @@ class DeepLabV3(BaselineNetwork):
             backbone.load_state_dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True))
             self.origin = "ImageNet (torchvision)"
         self.norm = ImagenetNorm()
-        self.backbone = IntermediateLayerGetter(backbone, {"layer4": "out"})
-        self.head: nn.Module = DeepLabHead(RESNET_CHANNELS, 2)
+        self.backbone = IntermediateLayerGetter(backbone, {f"layer{stages}": "out"})
+        self.head: nn.Module = DeepLabHead(FIRST_STAGE_CHANNELS * 2 ** (stages - 1), 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float ``(B, 2, S/4, S/4)``."""

@@ -119,7 +119,7 @@ def train_baseline(
     sampler = ViewSampler(dataset, seed=seed)  # type: ignore[arg-type]  # all it asks for is the number of views
     loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
     optimizer = _optimizer(network, recipe, is_pretrained)
-    schedule = LambdaLR(optimizer, _course(recipe.passes * len(loader), recipe.warm_up))
+    schedule = LambdaLR(optimizer, course(recipe.passes * len(loader), recipe.warm_up))
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=recipe.passes,
@@ -145,14 +145,13 @@ def trained_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
     return (parameter for parameter in network.parameters() if parameter.requires_grad)
 
 
-def _optimizer(network: nn.Module, recipe: Recipe, is_pretrained: bool) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    rate = recipe.pretrained_rate if is_pretrained and recipe.pretrained_rate is not None else recipe.rate
-    return kind(list(trained_parameters(network)), lr=rate, weight_decay=recipe.weight_decay)
+def course(iterations: int, warm_up: int) -> Callable[[int], float]:
+    """Linear warm-up, then (1 - i / N)^0.9, as SAMed has it: the share of the first rate at each iteration.
 
-
-def _course(iterations: int, warm_up: int) -> Callable[[int], float]:
-    """Linear warm-up, then (1 - i / N)^0.9, as SAMed has it; the share of the first rate at each iteration."""
+    Args:
+        iterations: N of the run.
+        warm_up: Iterations that are wished for; no more than a quarter of the run is given.
+    """
     rising = min(warm_up, math.floor(WARM_UP_SHARE * iterations))
 
     def share(iteration: int) -> float:
@@ -163,12 +162,18 @@ def _course(iterations: int, warm_up: int) -> Callable[[int], float]:
     return share
 
 
+def _optimizer(network: nn.Module, recipe: Recipe, is_pretrained: bool) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    rate = recipe.pretrained_rate if is_pretrained and recipe.pretrained_rate is not None else recipe.rate
+    return kind(list(trained_parameters(network)), lr=rate, weight_decay=recipe.weight_decay)
+
+
 def _report_to(trainer: SupervisedTrainer, progress: Progress) -> None:
     losses: list[float] = []
 
     def collect(engine: Engine) -> None:
         output: Any = engine.state.output
-        losses.append(float(output[Keys.LOSS] if hasattr(Keys, "LOSS") else output["loss"]))
+        losses.append(float(output["loss"]))
 
     def report(engine: Engine) -> None:
         progress(engine.state.epoch, sum(losses) / len(losses))

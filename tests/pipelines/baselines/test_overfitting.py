@@ -35,7 +35,7 @@ SMALL: dict[str, tuple[Callable[[], BaselineNetwork], dict[str, object]]] = {
     "samed": (lambda: Samed(VIT), {"passes": 50}),
     "med-sa": (lambda: MedSa(VIT), {"passes": 50, "rate": 1e-3}),
     "autosam": (lambda: AutoSam(SETTING, "resnet10t"), {"passes": 100, "rate": 1e-3}),
-    "deeplab": (lambda: DeepLabV3(SETTING, (1, 1, 1, 1), width=8), {"passes": 45}),
+    "deeplab": (lambda: DeepLabV3(SETTING, (1, 1, 1, 1), width=16, stages=2), {"passes": 60}),
     "swin-unet": (lambda: SwinUnet(SETTING, 24, (2, 2, 2, 2), (1, 2, 4, 8), window=4), {"passes": 60, "rate": 2e-3}),
     "hsnet": (lambda: HsNet(SETTING, "pvt_v2_b0", 16, depths=(1, 1, 1, 1)), {"passes": 60, "rate": 2e-3}),
     "ssp": (lambda: SelfSupport(SETTING, (1, 1, 1), width=8), {"passes": 35}),
