@@ -463,7 +463,8 @@ def _status(name: str) -> float:
 
 def _count(network: nn.Module) -> int:
     detectors = {id(one) for name, part in network.named_children() if name == "detector" for one in part.parameters()}
-    return sum(one.numel() for one in network.parameters() if id(one) not in detectors)
+    hidden = network.hidden_parameters if isinstance(network, BaselineNetwork) else 0
+    return hidden + sum(one.numel() for one in network.parameters() if id(one) not in detectors)
 
 
 def _device_name(device: str) -> str:

@@ -112,7 +112,7 @@ def as_markdown(table: Table, lines: Sequence[Line], columns: Sequence[Key], bas
     """Dice, cost, and what there is to know about both."""
     titles = [_column_title(table, key) for key in columns]
     dice = [["", *titles], ["---", *["---:"] * len(columns)]]
-    dice += [[_name(line), *[_cell(line.entries[key]) for key in columns]] for line in lines]
+    dice += [[_name(line), *[_cell(line.entries[key], line.row.job.is_trained) for key in columns]] for line in lines]
     cost = [["", *COST_TITLES], ["---", *["---:"] * len(COST_TITLES)]]
     cost += [[_name(line), *_costs(line)] for line in lines]
     parts = [
@@ -244,13 +244,13 @@ def _name(line: Line) -> str:
     return f"**{name}**" if line.row.is_reference else name
 
 
-def _cell(entry: Entry) -> str:
+def _cell(entry: Entry, is_trained: bool) -> str:
     if entry.mean is None:
         return "-" if entry.paper is None else f"- [{entry.paper}]"
     text = f"{entry.mean:.1f}"
     if entry.deviation is not None:
         text += f" ± {entry.deviation:.1f}"
-    if entry.seeds > 1:
+    if is_trained:
         text += f" ({entry.seeds})"
     return text + _mark(entry) + ("" if entry.paper is None else f" [{entry.paper}]")
 

@@ -20,6 +20,8 @@ from pipelines.baselines.interface import Baseline, BaselineNetwork, Setting
 
 SURE = 10.0
 """Logit of a pixel that a finished mask holds."""
+OWN_SIZE = 1024
+"""Side of the square that both were trained on; images are enlarged to it."""
 
 
 class BoxedModel(BaselineNetwork):
@@ -37,7 +39,9 @@ class BoxedModel(BaselineNetwork):
 
         assert setting.detector_file is not None
         self.detector = load_detector(setting.detector_file)
-        self._model: Any = getattr(ultralytics, kind)(str(_located(setting.weights_folder, file_name)))
+        model: Any = getattr(ultralytics, kind)(str(_located(setting.weights_folder, file_name)))
+        self._models = (model,)  # no submodule: its ``train`` is a training
+        self.hidden_parameters = sum(parameter.numel() for parameter in model.model.parameters())
         self.origin = file_name
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class BoxedModel(BaselineNetwork):
     def _mask(self, image: Tensor, box: Tensor) -> Tensor:
         """0 or 1 for each pixel, float ``(S, S)``."""
         pixels = (255 * image.permute(1, 2, 0)).round().byte().cpu().numpy()[..., ::-1].copy()  # BGR, as it asks for
-        result = self._model(pixels, bboxes=[box.tolist()], imgsz=image.shape[-1], verbose=False)[0]
+        result = self._models[0](pixels, bboxes=[box.tolist()], imgsz=OWN_SIZE, verbose=False)[0]
         if result.masks is None or len(result.masks.data) == 0:
             return image.new_zeros(image.shape[1:])
         mask = result.masks.data[0].float()[None, None]

@@ -79,11 +79,12 @@ class BaselineNetwork(nn.Module):
     Attributes:
         origin: Where the weights that training starts from come from, as a table says it.
         variant: What differs from the published network, as a table says it; empty for nothing.
-        needs_box: Whether boxes of a detector are part of its input.
+        hidden_parameters: How many numbers there are beside the module's own parameters.
     """
 
     origin: str = RANDOM_WEIGHTS
     variant: str = ""
+    hidden_parameters: int = 0
 
     def prepare(self, images: Tensor, labels: Tensor) -> None:
         """Take in all examples once training is over.

@@ -11,7 +11,9 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor
 
+from amsam_med import weights
 from amsam_med.data.transforms import restore_original
+from amsam_med.errors import WeightsError
 from amsam_med.evaluate import dice_score
 from amsam_med.model import build
 from amsam_med.model.encoders import VitSize
@@ -21,8 +23,9 @@ from pipelines.baselines.deeplab import DeepLabV3
 from pipelines.baselines.hsnet import HsNet
 from pipelines.baselines.interface import BaselineNetwork, Setting
 from pipelines.baselines.med_sa import MedSa
+from pipelines.baselines.sam import ZeroShotSam
 from pipelines.baselines.samed import Samed
-from pipelines.baselines.ssp import SelfSupport
+from pipelines.baselines.ssp import SelfSupport, self_support
 from pipelines.baselines.swin_unet import SwinUnet
 from pipelines.baselines.training import train_baseline
 from pipelines.baselines.unet import build_dynamic_unet, build_plain_unet
@@ -130,10 +133,51 @@ def test_every_block_of_the_real_vit_is_adapted(monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def test_files_of_other_projects_are_asked_for_by_name(tmp_path: Path) -> None:
-    from amsam_med import weights
-    from amsam_med.errors import WeightsError
+@pytest.mark.parametrize(
+    "kind", [lambda setting: ZeroShotSam(setting, None), lambda setting: AutoSam(setting, "resnet10t")]
+)
+@pytest.mark.parametrize("setting", [SETTING, VIT], ids=["compact", "vit"])
+def test_a_base_used_as_it_is_has_background_and_object(
+    kind: Callable[[Setting], BaselineNetwork], setting: Setting, examples: tuple[Tensor, Tensor]
+) -> None:
+    network = kind(setting).eval()
+    with torch.no_grad():
+        logits = network(examples[0])
+    assert logits.shape == (2, 2, SIZE // 4, SIZE // 4)
+    assert bool(logits[:, 0].any()) == (setting is SETTING)  # SAM's own masks have no background: it is zero
+    assert not any(parameter.requires_grad for parameter in network.sam.parameters())
 
+
+def test_the_surest_pixels_stand_in_where_none_is_sure() -> None:
+    torch.manual_seed(0)
+    query = torch.rand(1, 4, 6, 6)
+    undecided = self_support(query, torch.zeros(1, 2, 6, 6))
+    assert undecided.foreground.shape == (1, 4, 1, 1)
+    assert undecided.background.shape == (1, 4, 6, 6)
+    logits = torch.stack([-(query[:, 0] - 0.5), query[:, 0] - 0.5], dim=1) * 100
+    sure = query[0][:, query[0, 0] > 0.51].mean(dim=1)
+    assert torch.allclose(self_support(query, logits).foreground.flatten(), sure, atol=0.1)
+
+
+def test_files_of_other_projects_are_asked_for_by_name(tmp_path: Path) -> None:
     setting = Setting(detector_file=weights.find("lesion-detector"), weights_folder=tmp_path)
     with pytest.raises(WeightsError, match=r"FastSAM-s\.pt is not there"):
         BASELINES["fastsam"].build(setting)
+
+
+@pytest.mark.parametrize("min_confidence", [0, 1])
+def test_fastsam_has_a_mask_where_there_is_a_box(
+    min_confidence: float, tmp_path: Path, examples: tuple[Tensor, Tensor]
+) -> None:
+    import ultralytics
+
+    ultralytics.YOLO("yolov8n-seg.yaml", task="segment").save(tmp_path / "FastSAM-s.pt")  # has learned nothing
+    setting = SETTING._replace(detector_file=weights.find("lesion-detector"), weights_folder=tmp_path)
+    network = BASELINES["fastsam"].build(setting).eval()
+    network.detector.min_confidence = min_confidence
+    logits = network(examples[0])
+    assert logits.shape == (2, 2, SIZE, SIZE)
+    assert network.hidden_parameters > 3_000_000
+    assert torch.equal(logits[:, 0], -logits[:, 1])
+    if min_confidence:
+        assert bool((logits[:, 1] < 0).all())
