@@ -446,12 +446,13 @@ class _Watch:
 
 def _reset_peak() -> None:
     """Let Linux count the peak from here, once memory that is free already has been handed back."""
+    path = Path("/proc/self/clear_refs")
+    if not path.exists():
+        return
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5", encoding="ascii")
+    path.write_text("5", encoding="ascii")
 
 
 def _status(name: str) -> float:
