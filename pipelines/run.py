@@ -1,0 +1,122 @@
+"""The paper's tables, one command each: runs what is not on record, then renders what there is.
+
+    python -m pipelines.run table3_isic --data DATA -o RUN --base tiny-general --seeds 5 --shots 4 8 16
+    python -m pipelines.run table3_isic --data DATA -o RUN --base vit_b --device cuda --pretrained
+    python -m pipelines.run table3_isic -o RUN --render-only --documents docs/results
+
+Every cell is written to ``RUN/results.sqlite`` when it is finished, so a run can be stopped at any time and continued
+by the same command, also on another machine that has got the file. Tables share cells: what Table 3 has run, Table 4
+does not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from amsam_med import weights
+from amsam_med.errors import AmsamError, DataError
+from pipelines.cells import Bench, Place, run_cell
+from pipelines.rendering import render
+from pipelines.store import Store
+from pipelines.tables import PROFILES, Row, Table, read_table, table_names
+
+SEEDS = 5
+
+
+def run_table(table: Table, place: Place, store: Store, rows: Sequence[Row], shots: Sequence[int], seeds: int) -> None:
+    """Run the cells that are not on record, few examples first; each is printed when it is finished."""
+    for name in table.sets:
+        if not (place.data / name).is_dir():
+            raise DataError(
+                f"there is no folder {name} in the data folder; put the set there, or leave it out with --sets"
+            )
+        bench = Bench(name, place)
+        for count in shots:
+            for seed in range(seeds):
+                for row in rows:
+                    cell = run_cell(bench, store, row.job, count, seed)
+                    if cell is not None:
+                        what = f"{name} k={cell.identity.shots} seed {cell.identity.seed}, {row.name}"
+                        measured = cell.measured
+                        print(f"{what}: Dice {100 * measured.dice:.1f}, {measured.train_seconds:.0f} s", flush=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ``--shots 4 8 16`` is why this is argparse."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description="Run and render a table of the paper.")
+    parser.add_argument("table", choices=table_names())
+    parser.add_argument("--data", type=Path, help="the data folder; not needed with --render-only")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of results.sqlite")
+    parser.add_argument("--base", default="tiny-general", choices=["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"])
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0 (default: %(default)s)")
+    parser.add_argument("--shots", type=int, nargs="+", help="numbers of examples (default: the table's)")
+    parser.add_argument("--sets", nargs="+", help="data sets (default: the table's)")
+    parser.add_argument("--groups", nargs="+", help="run only these groups of rows")
+    parser.add_argument("--rows", nargs="+", help="run only rows of these names")
+    parser.add_argument("--profile", choices=PROFILES, default="full", help="cpu: smaller inputs for large networks")
+    parser.add_argument("--pretrained", action="store_true", help="backbones start from published weights (network)")
+    parser.add_argument("--weights-dir", type=Path, help="folder of SAM's, FastSAM's and SAM 2's files")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU")
+    parser.add_argument("--render-only", action="store_true", help="run nothing")
+    parser.add_argument("--documents", type=Path, help="where the rendered table goes (default: OUTPUT/tables)")
+    return parser.parse_args(arguments)
+
+
+def chosen_rows(table: Table, options: argparse.Namespace) -> list[Row]:
+    """The rows that the options leave; other projects' systems only where their files are.
+
+    Raises:
+        DataError: No row is left.
+    """
+    rows = [
+        row
+        for row in table.rows
+        if (not options.groups or row.group in options.groups)
+        and (not options.rows or row.name in options.rows)
+        and (row.group != "foreign" or options.weights_dir is not None)
+    ]
+    if not rows:
+        names = ", ".join(row.name for row in table.rows)
+        raise DataError(
+            f"no row is left; the groups are {', '.join({row.group for row in table.rows})}, the rows {names}"
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    table = read_table(options.table, options.profile)
+    if options.sets:
+        table = Table(**{**vars(table), "sets": tuple(options.sets)})
+    store = Store(options.output)
+    if not options.render_only:
+        if options.data is None:
+            raise DataError("--data is missing; name the data folder, or give --render-only")
+        base_file = weights.find(options.base, options.weights_dir)
+        place = Place(
+            data=options.data,
+            output=options.output,
+            base=options.base,
+            base_file=base_file,
+            is_pretrained=options.pretrained,
+            weights_folder=options.weights_dir,
+            device=options.device,
+        )
+        run_table(table, place, store, chosen_rows(table, options), options.shots or table.shots, options.seeds)
+    written = render(table, store, options.base, options.documents or options.output / "tables", options.shots)
+    print("\n".join(str(path) for path in written))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AmsamError as error:
+        sys.exit(f"error: {error}")
