@@ -314,7 +314,7 @@ def _cluster(options: SegmentOptions) -> AbstractContextManager[None]:
 def _stages(
     parser: ConfigParser, options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> Stages:
-    labels = _labels(parser, fingerprint, salt)
+    labels = result_labels(parser, salt)
     reading = Reading(options.slice_axis, options.window)
     return Stages(parser, output, options.formats, options.batch_size, reading, labels, options.stores)
 
@@ -368,17 +368,27 @@ def _fingerprint(parser: ConfigParser, options: SegmentOptions) -> dict[str, Any
     if isinstance(parts["network_def"], dict):
         parts["network_def"] = {key: value for key, value in parts["network_def"].items() if key != "base_weights"}
     as_json = json.dumps(parts, default=lambda part: type(part).__qualname__)
+    reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
+    return {"amsam-med": __version__, **json.loads(as_json), **reading, "weights": _digests(parser)}
+
+
+def _digests(parser: ConfigParser) -> dict[str, str | None]:
+    """sha256 of the weights by role; None for those that are not used."""
     is_adapted = bool(_content(parser, "adapter"))
     ids = {"base": "network_def::base_weights", "adapter": "adapter"} if is_adapted else {"model": "model_file"}
     files = {name: _content(parser, id) for name, id in {**ids, "detector": "detector_file"}.items()}
-    digests = {name: weights.sha256(Path(file)) if file else None for name, file in files.items()}
-    reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
-    return {"amsam-med": __version__, **json.loads(as_json), **reading, "weights": digests}
+    return {name: weights.sha256(Path(file)) if file else None for name, file in files.items()}
 
 
-def _labels(parser: ConfigParser, fingerprint: Mapping[str, Any], salt: str | None) -> Labels:
+def result_labels(parser: ConfigParser, salt: str | None = None) -> Labels:
+    """What the classes of an opened inference bundle mean, and which weights draw them.
+
+    Args:
+        parser: Of ``inference.yaml``.
+        salt: Of the identifiers of de-identified results; None keeps the source's.
+    """
     segments = parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
-    digests = {role: digest for role, digest in fingerprint["weights"].items() if digest}
+    digests = {role: digest for role, digest in _digests(parser).items() if digest}
     return Labels(segments, "AM-SAM Med", __version__, digests, salt)
 
 

@@ -196,16 +196,15 @@ class DicomWeb:
         Raises:
             DataError: The server does not answer, or refuses.
         """
-        for start in itertools.count(0, _PAGE):
-            with self._named_faults():
-                page = self._client.search_for_instances(
-                    search_filters=query, limit=_PAGE, offset=start, fields=["Modality"]
-                )
-            for one in page:
-                if _value(one, "00080060") not in _NOT_IMAGES:
-                    yield "/".join(_value(one, tag) for tag in ("0020000D", "0020000E", "00080018"))
-            if len(page) < _PAGE:
-                return
+        return (member for member, modality in self._search(query) if modality not in _NOT_IMAGES)
+
+    def segmentations(self, query: dict[str, str]) -> Iterator[str]:
+        """All DICOM segmentations that fit a query, page by page, as "study/series/instance".
+
+        Raises:
+            DataError: The server does not answer, or refuses.
+        """
+        return (member for member, modality in self._search({**query, "Modality": "SEG"}) if modality == "SEG")
 
     def instance(self, member: str) -> bytes:
         """One instance as a DICOM file, in the encoding that the server has it in.
@@ -234,6 +233,19 @@ class DicomWeb:
             answer = self._client.store_instances([pydicom.dcmread(path) for path in files])
         if answer.get("FailedSOPSequence"):
             raise DataError(f"{self.address} refused to store the results; its log says why")
+
+    def _search(self, query: dict[str, str]) -> Iterator[tuple[str, str]]:
+        """Instances as "study/series/instance", and the modality of each."""
+        for start in itertools.count(0, _PAGE):
+            with self._named_faults():
+                page = self._client.search_for_instances(
+                    search_filters=query, limit=_PAGE, offset=start, fields=["Modality"]
+                )
+            for one in page:
+                member = "/".join(_value(one, tag) for tag in ("0020000D", "0020000E", "00080018"))
+                yield member, _value(one, "00080060")
+            if len(page) < _PAGE:
+                return
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:

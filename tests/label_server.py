@@ -20,22 +20,25 @@ class Server:
     """``amsam label`` in a process of its own.
 
     Attributes:
-        studies: Its folder.
+        studies: Its folder, or a DICOMweb server's address.
         address: Where it answers.
     """
 
-    def __init__(self, studies: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        self.studies, self._options, self._environment = studies, options, environment or {}
+    def __init__(
+        self, studies: Path | str, *options: str, environment: dict[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        self.studies, self._options, self._environment = Path(studies), options, environment or {}
+        self._given = str(studies)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self._port}"
-        self.log = studies.parent / f"{studies.name}.log"
+        self.log = log or self.studies.parent / f"{self.studies.name}.log"
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        words = [sys.executable, "-c", _RUN, "label", "--studies", str(self.studies), *self._options]
+        words = [sys.executable, "-c", _RUN, "label", "--studies", self._given, *self._options]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*words, "--port", str(self._port)], stdout=log, stderr=log, env={**os.environ, **self._environment}
@@ -60,7 +63,7 @@ class Server:
             warnings.simplefilter("ignore", DeprecationWarning)  # the client's, of the module cgi
             from monailabel.client import MONAILabelClient
 
-        return MONAILabelClient(self.address, tmpdir=str(self.studies.parent))
+        return MONAILabelClient(self.address, tmpdir=str(self.log.parent))
 
     def _answers(self) -> bool:
         try:

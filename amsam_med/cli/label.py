@@ -1,4 +1,4 @@
-"""``amsam label``: a MONAI Label server over a folder of images."""
+"""``amsam label``: a MONAI Label server over a folder of images or a DICOMweb server's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from amsam_med.bundle import shipped_bundles
-from amsam_med.label.server import serve
+from amsam_med.errors import ConfigError
+from amsam_med.label.server import is_address, serve
 
 
 @click.command(
@@ -15,13 +16,14 @@ from amsam_med.label.server import serve
 Examples:
   amsam label --studies photos/                     then connect 3D Slicer, CVAT or QuPath to http://127.0.0.1:8000
   amsam label --studies photos/ --models amsam_isic --base tiny-general
-  amsam label --studies photos/ --versions /srv/models --port 8100"""
+  amsam label --studies photos/ --versions /srv/models --port 8100
+  amsam label --studies "http://127.0.0.1:8042/dicom-web?Modality=XC" --folder /srv/labels"""
 )
 @click.option(
     "--studies",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the images to label; labels are saved in it.",
+    metavar="FOLDER|URL",
+    help="Folder of the images to label, where labels are saved; or a DICOMweb server, to which they are sent.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
@@ -35,26 +37,36 @@ Examples:
 @click.option(
     "--versions",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where trained models are kept.  [default: FOLDER/.amsam]",
+    help="Where trained models are kept.  [default: .amsam in the folder]",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With a DICOMweb server: keeps images, labels and models of it here.  [default: ~/.amsam/label/SERVER]",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def label(
-    studies: Path,
+    studies: str,
     port: int,
     host: str,
     models: str | None,
     base: str | None,
     versions: Path | None,
+    folder: Path | None,
     device: str,
     verbose: bool,
 ) -> None:
     """Start a MONAI Label server: label a few images in a viewer, press train, review the rest.
 
     Needs `pip install 'amsam-med[label]'` in an environment of its own. Labels and trained models stay in the folder of
-    studies. The server ends with Ctrl-C.
+    studies; with a DICOMweb server, final labels go there as segmentations (DICOM SEG). User and password are looked up
+    in ~/.netrc, a bearer token in AMSAM_DICOMWEB_TOKEN. The server ends with Ctrl-C.
     """
+    if folder is not None and not is_address(studies):
+        raise ConfigError("--folder is for a DICOMweb server; labels of a folder are saved in that folder")
     given = {"models": models or ",".join(shipped_bundles()), "device": device}
     given |= {"base": base} if base else {}
     given |= {"versions": str(versions.absolute())} if versions else {}
+    given |= {"folder": str(folder.absolute())} if folder else {}
     serve(studies, given, host, port, "info" if verbose else "warning")

@@ -82,12 +82,14 @@ class Algorithm(NamedTuple):
         weights_sha256: Of the network's weights, 64 hexadecimal digits; stands for the device's serial number.
         parameters: More of what decided about the result, such as a threshold.
         name: Of the algorithm.
+        is_reviewed: A person has corrected the result, or found it right; DICOM calls that semi-automatic.
     """
 
     version: str
     weights_sha256: str = ""
     parameters: Mapping[str, str] = MappingProxyType({})
     name: str = PRODUCT
+    is_reviewed: bool = False
 
     @property
     def all_parameters(self) -> dict[str, str]:
@@ -166,7 +168,8 @@ def identifiers(header: Dataset, modality: Literal["SEG", "SR"], algorithm: Algo
 
     Results of one source series by one algorithm share a series, also over several runs. Instances are always new.
     """
-    made_by = (algorithm.name, algorithm.version, *map("=".join, algorithm.all_parameters.items()))
+    made_by = [algorithm.name, algorithm.version, *map("=".join, algorithm.all_parameters.items())]
+    made_by += ["reviewed"] if algorithm.is_reviewed else []
     return {
         "series_instance_uid": generate_uid(entropy_srcs=[str(header.SeriesInstanceUID), modality, *made_by]),
         "series_number": int(header.get("SeriesNumber") or 0) % _SERIES_NUMBERS + _SERIES_OFFSET[modality],

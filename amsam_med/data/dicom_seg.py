@@ -157,6 +157,7 @@ def _made(
     pixels: NDArray[np.uint8],
 ) -> Any:
     descriptions = _descriptions(package, segments, algorithm)
+    reviewed = ", reviewed" if algorithm.is_reviewed else ""
     with header_faults(source, _KIND):
         return package.seg.Segmentation(
             source_images=[header],
@@ -165,8 +166,8 @@ def _made(
             segment_descriptions=descriptions,
             omit_empty_frames=False,
             content_label="AMSAM",
-            content_description=f"Segmentation by {algorithm.name}",
-            series_description=f"{PRODUCT} {_KIND}",
+            content_description=f"Segmentation by {algorithm.name}{reviewed}",
+            series_description=f"{PRODUCT} {_KIND}{reviewed}",
             **identifiers(header, "SEG", algorithm),
         )
 
@@ -179,13 +180,14 @@ def _descriptions(package: Any, segments: Sequence[SegmentMeaning], algorithm: A
         source=PRODUCT,
         parameters=algorithm.all_parameters or None,
     )
+    kinds = package.seg.SegmentAlgorithmTypeValues
     return [
         package.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment.label,
             segmented_property_category=segment.category,
             segmented_property_type=segment.type,
-            algorithm_type=package.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_type=kinds.SEMIAUTOMATIC if algorithm.is_reviewed else kinds.AUTOMATIC,
             algorithm_identification=identification,
             display_color=package.color.CIELabColor.from_rgb(*OUTLINE_COLOURS[(number - 1) % len(OUTLINE_COLOURS)]),
         )

@@ -425,7 +425,7 @@ def _write_overlay(result: Result, path: Path) -> None:
 def _write_dicom_seg(result: FileResult, path: Path) -> None:
     from amsam_med.data.dicom_seg import write_dicom_seg
 
-    write_dicom_seg(result.source, result.masks, path, *_dicom_labels(result.labels), secret=_secret(result.labels))
+    write_dicom_seg(result.source, result.masks, path, *dicom_labels(result.labels), secret=_secret(result.labels))
 
 
 def _write_dicom_sr(result: FileResult, path: Path) -> None:
@@ -434,12 +434,13 @@ def _write_dicom_sr(result: FileResult, path: Path) -> None:
     objects = [
         MeasuredObject(dicom_measurements(measured), frame=frame) for frame, measured in enumerate(result.measured, 1)
     ]
-    segments, algorithm = _dicom_labels(result.labels)
+    segments, algorithm = dicom_labels(result.labels)
     segmentation = result.written.get("dicom-seg")
     write_dicom_sr(result.source, objects, path, segments, algorithm, segmentation, secret=_secret(result.labels))
 
 
-def _dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
+def dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
+    """What classes mean and what drew them, in DICOM's terms."""
     from pydicom.sr.coding import Code
 
     from amsam_med.data.dicom_results import Algorithm, SegmentMeaning

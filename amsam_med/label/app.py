@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
@@ -22,14 +23,16 @@ from monailabel.tasks.scoring.dice import Dice
 
 from amsam_med import __version__
 from amsam_med.bundle import shipped_bundles
+from amsam_med.data.dicom_results import Algorithm
+from amsam_med.data.writers import dicom_labels
 from amsam_med.errors import ConfigError
+from amsam_med.label.datastores import DICOM, DicomWebStudies, FolderStudies
 from amsam_med.label.models import LabelModel
+from amsam_med.label.server import as_dicom, is_address, local_folder
 from amsam_med.label.tasks import ClickTask, DoubtScoring, DoubtStrategy, FewShotTrainTask, SegmentTask
 
 VERSIONS_FOLDER = ".amsam"
 """Where the trained versions are kept within a folder of studies, unless another place is given."""
-
-_log = logging.getLogger(__name__)
 
 
 class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries no types
@@ -37,13 +40,15 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
 
     Args:
         app_dir: The app's folder.
-        studies: A folder of images.
+        studies: A folder of images, or the address of a DICOMweb server.
         conf: ``models``: names of bundles with commas, by default all that are shipped. ``base``: name of a base to
             begin with, untrained, instead of the bundles' own models. ``versions``: folder for trained versions.
-            ``device``: as for ``amsam segment``.
+            ``device``: as for ``amsam segment``. With a DICOMweb server: ``query``, a JSON object that says which
+            of its images, and ``folder``, which keeps images and labels that were asked for.
 
     Raises:
-        ConfigError: There is no such bundle.
+        ConfigError: There is no such bundle, or the folder's list of images is damaged.
+        DataError: The DICOMweb server does not answer.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
@@ -51,11 +56,25 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
         names = [name.strip() for name in conf.get("models", ",".join(shipped_bundles())).split(",") if name.strip()]
         if unknown := [name for name in names if name not in shipped_bundles()]:
             raise ConfigError(f"unknown model {', '.join(unknown)}; known are {', '.join(shipped_bundles())}")
-        folder = Path(conf.get("versions") or Path(studies) / VERSIONS_FOLDER)
+        self._folder = Path(conf.get("folder") or local_folder(studies)) if is_address(studies) else Path(studies)
+        folder = Path(conf.get("versions") or self._folder / VERSIONS_FOLDER)
         base, device = conf.get("base") or None, conf.get("device", "auto")
         self._models = {name: LabelModel(name, folder / name, base, device) for name in names}
         description = "Few-shot segmentation: label a few images, train, review the rest"
         super().__init__(app_dir, studies, dict(conf), name="AM-SAM Med", description=description, version=__version__)
+
+    def init_datastore(self) -> Datastore:
+        """A folder, or a DICOMweb server."""
+        if not is_address(self.studies):
+            return FolderStudies(
+                self._folder,
+                settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+                settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+                settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            )
+        meanings = [meaning for model in self._models.values() for meaning in dicom_labels(model.meanings)[0]]
+        query = json.loads(self.conf.get("query", "{}"))
+        return DicomWebStudies(self.studies, query, self._folder, meanings, Algorithm(__version__))
 
     def init_infers(self) -> dict[str, InferTask]:
         """Each model by itself, and by clicks."""
@@ -84,8 +103,13 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
         image = request.get("image")
         if isinstance(image, str) and not _is_upload(image) and not self._has(image, datastore or self.datastore()):
             raise ImageNotFoundException(f"there is no image {image!r}; GET /datastore lists those there are")
-        result: dict[str, Any] = super().infer({**request, "label_tag": _tag(request)}, datastore)
+        given = {**request, "label_tag": _tag(request)} | ({"result_extension": DICOM} if as_dicom.get() else {})
+        result: dict[str, Any] = super().infer(given, datastore)
         return result
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """What viewers of slides ask: a picture as any other, whatever its ending."""
+        return self.infer(request, datastore)
 
     def bundle_path(self, model: str | None) -> None:
         """Of MONAI Label's own bundles, of which there are none here.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from monai.utils.enums import MetaKeys, PostFix
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,16 +27,17 @@ from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.checkpoint import frozen_digest, save_adapter
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.data.writers import atomic_path
+from amsam_med.data.writers import Labels, atomic_path
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
 from amsam_med.infer import NOT_FOUND, PromptInferer, Segmentation, judge_masks
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
+from amsam_med.segment import result_labels
 from amsam_med.train import ADAPTER, TrainOptions, train
 from amsam_med.views import MIRROR, unview_image, view_image
 
-CURRENT = "current.json"
+CURRENT, LOCK = "current.json", "training.lock"
 LEAST_EXAMPLES = 2
 """One for each half of the bi-level training."""
 
@@ -78,12 +80,14 @@ class Found(NamedTuple):
             (``predicted_iou``, ``certainty``, in [0, 1]), and the flags of a result in doubt.
         box_in_original: float32 ``(4,)``, xyxy pixels of the picture; None where no box was used.
         version: Of the adapter; 0 for the model that came with the bundle.
+        labels: What the classes mean and which weights drew them.
     """
 
     mask: NDArray[Any]
     facts: Mapping[str, Any]
     box_in_original: Tensor | None
     version: int
+    labels: Labels
 
 
 class Clicks(NamedTuple):
@@ -104,6 +108,7 @@ class _Parts(NamedTuple):
     """An opened inference bundle."""
 
     version: int
+    labels: Labels
     network: AmSam
     inferer: PromptInferer
     prepare: Callable[[Mapping[str, Any]], dict[Any, Any]]
@@ -122,8 +127,8 @@ class LabelModel:
 
     def __init__(self, bundle: str, folder: Path, base: str | None = None, device: str = "auto") -> None:
         self.bundle, self.folder, self.base, self.device = bundle, folder, base, device
-        meta = open_bundle(bundle, "inference").get("_meta_", {})
-        self.labels = [str(segment["label"]) for segment in meta.get("segments", [])] or ["object"]
+        self.meanings = result_labels(open_bundle(bundle, "inference"))
+        self.labels = [str(segment["label"]) for segment in self.meanings.segments]
         self._parts: _Parts | None = None
         self._lock = threading.Lock()
         self._embeddings: OrderedDict[str, tuple[Tensor, Size]] = OrderedDict()
@@ -177,10 +182,18 @@ class LabelModel:
             The new version, in use or not: ``current()`` tells.
 
         Raises:
-            DataError: There are too few examples, or one cannot be used.
+            DataError: There are too few examples, one cannot be used, or another process trains this model.
         """
         if len(examples) < LEAST_EXAMPLES:
             raise DataError(f"training needs {LEAST_EXAMPLES} labelled images, got {len(examples)}; label more images")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / LOCK, blocking=False):  # the system lets go of a killed process' lock
+                return self._learn(examples, progress)
+        except Timeout:
+            raise DataError(f"{self.bundle} is being trained by another process; try again when it is done") from None
+
+    def _learn(self, examples: Sequence[Example], progress: Callable[[int, int, float], None] | None) -> Version:
         run = self._next_folder()
         overrides: dict[str, Any] = {"data": [dict(item) for item in examples], "shots": None, **_RATES}
         overrides |= {} if self.base is None else {"base": self.base}
@@ -214,7 +227,7 @@ class LabelModel:
         box = None
         if found.boxes is not None and found.box_sources[0] != NOT_FOUND:
             box = scale_boxes(found.boxes[0].cpu(), (parts.network.input_size,) * 2, size)
-        return Found(mask, _facts(found), box, parts.version)
+        return Found(mask, _facts(found), box, parts.version, parts.labels)
 
     @torch.no_grad()
     def _segment_prompted(self, path: Path, clicks: Clicks) -> Found:
@@ -227,7 +240,8 @@ class LabelModel:
         trust = float(prediction.predicted_iou[:, 1:].mean().clamp(0, 1))
         facts = {"box_source": "user", "predicted_iou": round(trust, 4), "certainty": round(float(certainty), 4)}
         mask = restore_original(prediction.mask_logits[0].cpu(), size).numpy()
-        return Found(mask, facts, None if clicks.box is None else torch.tensor(clicks.box), parts.version)
+        box = None if clicks.box is None else torch.tensor(clicks.box)
+        return Found(mask, facts, box, parts.version, parts.labels)
 
     def _doubt(self, path: Path) -> float:
         parts = self._newest()
@@ -269,10 +283,9 @@ class LabelModel:
     def _open(self, adapter: Path | None) -> _Parts:
         parser = open_bundle(self.bundle, "inference", model_overrides(adapter, device=self.device))
         ids = ("network", "inferer", "preprocessing", "postprocessing")
-        return _Parts(0, *(parser.get_parsed_content(id) for id in ids))
+        return _Parts(0, result_labels(parser), *(parser.get_parsed_content(id) for id in ids))
 
     def _next_folder(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
         taken = [int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit()]
         return self.folder / f"{max(taken, default=0) + 1:04d}"
 

@@ -6,29 +6,38 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
 from numpy.typing import NDArray
 from skimage.measure import approximate_polygon, find_contours
 
-from amsam_med.data.writers import write_mask_png
+from amsam_med.data.dicom import is_dicom
+from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.readers import image_size
+from amsam_med.data.writers import OUTLINE_COLOURS, dicom_labels, write_mask_png
 from amsam_med.errors import DataError
+from amsam_med.label.datastores import DICOM, PNG, VOLUMES, read_label, write_volume
 from amsam_med.label.models import Clicks, Found, LabelModel
 
-PNG, VOLUMES = ".png", (".nrrd", ".nii.gz", ".nii")
+DRAWINGS: Mapping[str, Callable[[dict[str, Any]], tuple[str, int]]] = {
+    "asap": create_asap_annotations_xml,
+    "dsa": create_dsa_annotations_json,
+}
+"""Files with polygons, by the output that a viewer of slides asks for: QuPath, and Digital Slide Archive."""
 ASKED_AT_ONCE = 32
 """Images that are looked at for one question about the next one; what was found of others is remembered."""
 
+_NO_REGION = ([0.0, 0.0], [2048.0, 2048.0])  # what MONAI Label puts in where a client names none
 _TOLERANCE = 0.5  # pixels by which a polygon may leave the outline
 _LEAST_POINTS = 4  # of a closed polygon
 
@@ -45,7 +54,7 @@ class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no ty
     def __init__(self, model: LabelModel) -> None:
         labels = {label: number for number, label in enumerate(model.labels, start=1)}
         text = f"AM-SAM, automatic: {', '.join(model.labels)}"
-        super().__init__(InferType.SEGMENTATION, labels, 2, text, {"result_extension": [PNG, *VOLUMES]})
+        super().__init__(InferType.SEGMENTATION, labels, 2, text, {"result_extension": [PNG, *VOLUMES, DICOM]})
         self.model = model
 
     def is_valid(self) -> bool:
@@ -60,13 +69,16 @@ class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no ty
         """
         start = time.perf_counter()
         path = Path(request["image"])
-        found = self.find(_picture_in(path), request)
-        ending = _ending(request, path)
-        file = _write(found.mask, ending)
-        return str(file), self._params(found, request, time.perf_counter() - start)
+        found = self.find(path, request)
+        params = self._params(found, request, time.perf_counter() - start)
+        if (draw := DRAWINGS.get(str(request.get("output")))) is not None:
+            return draw(params)[0], params
+        return str(_write(found, path, _ending(request, path))), params
 
     def find(self, path: Path, request: Mapping[str, Any]) -> Found:
-        """What the model finds."""
+        """What the model finds; in a part of the picture, if a viewer of slides names one."""
+        if (region := _region(request, path)) is not None:
+            return self.model.segment_prompted(path, Clicks(region))
         return self.model.segment(path)
 
     def _params(self, found: Found, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -78,8 +90,11 @@ class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no ty
         }
         if found.box_in_original is not None:
             params["box"] = [round(float(edge), 1) for edge in found.box_in_original]
-        if request.get("output") == "json":  # what CVAT's detectors and QuPath draw
-            params["annotations"] = [{"annotation": {"name": "AM-SAM", "elements": self._elements(found.mask)}}]
+        if request.get("output") in ("json", *DRAWINGS):  # what CVAT's detectors and QuPath draw
+            colours = dict(zip(self.model.labels, OUTLINE_COLOURS, strict=False))
+            drawn = {"name": "AM-SAM", "labels": colours, "elements": self._elements(found.mask)}
+            params["annotations"] = [{"annotation": drawn}]
+            params |= {"name": "AM-SAM", "description": self.description, "model": self.model.bundle}
         return params
 
     def _elements(self, mask: NDArray[np.uint8]) -> list[dict[str, Any]]:
@@ -104,7 +119,7 @@ class ClickTask(SegmentTask):
 
     def find(self, path: Path, request: Mapping[str, Any]) -> Found:
         """What the model finds where a person points; without any prompt, what it finds by itself."""
-        box = _numbers(request.get("roi"), "roi")
+        box = _numbers(request.get("roi"), "roi") or list(_region(request, path) or ())
         foreground, background = (_points(request.get(name), name) for name in ("foreground", "background"))
         if not (box or foreground or background):
             return self.model.segment(path)
@@ -208,7 +223,7 @@ class DoubtScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries 
 
 def _doubt(model: LabelModel, datastore: Datastore, image: str) -> float:
     try:
-        return model.doubt(_picture_in(Path(datastore.get_image_uri(image))))
+        return model.doubt(Path(datastore.get_image_uri(image)))
     except DataError as error:
         _log.warning("%s", error)
         return 1.0
@@ -218,36 +233,38 @@ def _log_epoch(epoch: int, epochs: int, dice: float) -> None:
     _log.info("Epoch %d/%d, Dice on D2 %.4f", epoch, epochs, dice)
 
 
-def _picture_in(path: Path) -> Path:
-    """The picture itself: of a DICOM series' folder, its only file."""
-    if not path.is_dir():
-        return path
-    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-    if len(files) != 1:
-        raise DataError(
-            f"the series holds {len(files)} instances; expected one picture. Segment series with `amsam segment`"
-        )
-    return files[0]
+def _region(request: Mapping[str, Any], path: Path) -> tuple[float, float, float, float] | None:
+    """The part of the picture that a viewer of slides asks about, x1, y1, x2, y2; None for all of it."""
+    place, extent = (_numbers(request.get(name), name) for name in ("location", "size"))
+    if len(place) != 2 or len(extent) != 2 or min(extent) <= 0 or (place, extent) == _NO_REGION:
+        return None
+    height, width = image_size(path)
+    x1, y1, x2, y2 = place[0], place[1], min(place[0] + extent[0], width), min(place[1] + extent[1], height)
+    return None if (x1, y1, x2, y2) == (0, 0, width, height) else (x1, y1, x2, y2)
 
 
 def _ending(request: Mapping[str, Any], path: Path) -> str:
     """Kind of the result's file: what was asked for, else one that fits the image's."""
     asked = request.get("result_extension")
-    if asked in (PNG, *VOLUMES):
+    if asked in (PNG, *VOLUMES, DICOM):
         return str(asked)
     if asked and not isinstance(asked, list):
-        raise DataError(f"result_extension is {asked!r}; expected one of {', '.join((PNG, *VOLUMES))}")
+        raise DataError(f"result_extension is {asked!r}; expected one of {', '.join((PNG, *VOLUMES, DICOM))}")
     return next((ending for ending in VOLUMES if path.name.endswith(ending)), PNG)
 
 
-def _write(mask: NDArray[np.uint8], ending: str) -> Path:
-    """A file with the mask: PNG as ``amsam segment`` writes it, or a volume of one slice with class ids."""
+def _write(found: Found, source: Path, ending: str) -> Path:
+    """A file with the mask: PNG and DICOM as ``amsam segment`` writes them, or a volume of one slice with class ids."""
+    if ending == DICOM and not is_dicom(source):
+        raise DataError(f"a DICOM segmentation refers to a DICOM image, which {source.name} is not; ask for {PNG}")
     with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as lent:
         path = Path(lent.name)
     if ending == PNG:
-        write_mask_png(mask, path)
+        write_mask_png(found.mask, path)
+    elif ending == DICOM:
+        write_dicom_seg(source, found.mask, path, *dicom_labels(found.labels))
     else:
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask[None]), str(path), useCompression=True)  # (1, H, W)
+        write_volume(found.mask, path)
     return path
 
 
@@ -263,14 +280,12 @@ def _polygons(is_object: NDArray[np.bool_]) -> list[list[list[float]]]:
 
 def _example(pair: Mapping[str, str], scratch: Path, index: int) -> dict[str, str]:
     """A pair as training reads it; a label in one of ITK's formats becomes a PNG."""
-    image, label = _picture_in(Path(pair["image"])), Path(pair["label"])
+    label = Path(pair["label"])
     if label.name.endswith(VOLUMES):
-        ids = np.squeeze(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(label))))
-        if ids.ndim != 2:
-            raise DataError(f"{label.name}: the label has shape {ids.shape}; expected one slice")
-        label = scratch / f"{index}.png"
-        write_mask_png((ids != 0).astype(np.uint8), label)
-    return {"image": str(image), "label": str(label)}
+        mask = read_label(label)
+        label = scratch / f"{index}{PNG}"
+        write_mask_png((mask != 0).astype(np.uint8), label)
+    return {"image": pair["image"], "label": str(label)}
 
 
 def _numbers(given: object, name: str) -> list[float]:

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ def serve() -> Iterator[Callable[..., Server]]:
     """Start servers; all are stopped when the tests end."""
     servers: list[Server] = []
 
-    def start(studies: Path, *options: str, environment: dict[str, str] | None = None) -> Server:
-        servers.append(Server(studies, *options, environment=environment))
+    def start(studies: Path | str, *options: str, **given: Any) -> Server:
+        servers.append(Server(studies, *options, **given))
         return servers[-1]
 
     yield start

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+import xml.etree.ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,32 @@ def test_slicer_and_ohif_get_a_volume_of_one_slice(client: Any, picture: Path, e
     assert file.endswith(ending)
     assert volume.GetPixelID() == SimpleITK.sitkUInt8
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(volume)[0], read_mask(png))
+
+
+def test_qupath_gets_polygons(client: Any, server: Server, picture: Path) -> None:
+    whole = read_mask(client.infer("amsam_isic", picture.stem, {})[0])
+    _, answer = client.wsi_infer("amsam_isic", picture.stem, output="asap")
+    document = xml.etree.ElementTree.fromstring(answer)
+    (polygon, *_) = document.iterfind("Annotations/Annotation")
+    points = [(float(one.attrib["X"]), float(one.attrib["Y"])) for one in polygon.iterfind("Coordinates/Coordinate")]
+    drawn = PIL.Image.new("L", whole.shape[::-1])
+    PIL.ImageDraw.Draw(drawn).polygon(points, fill=1)
+    assert polygon.attrib["PartOfGroup"] == "Skin lesion"
+    assert 2 * (np.asarray(drawn) & whole).sum() / (np.asarray(drawn).sum() + whole.sum()) > 0.95
+
+
+def test_qupaths_rectangle_is_a_box(client: Any, picture: Path) -> None:
+    whole = read_mask(client.infer("amsam_isic", picture.stem, {})[0])
+    x1, y1, x2, y2 = tight_box(whole)
+    by_box = client.infer("amsam_isic_interactive", picture.stem, {"roi": [x1, y1, x2, y2], "output": "json"})[1]
+    region = {"location": [x1, y1], "size": [x2 - x1, y2 - y1]}
+    by_region = json.loads(client.wsi_infer("amsam_isic", picture.stem, region, output="json")[1])
+    assert by_region["annotations"][0]["annotation"]["elements"] == by_box["annotations"][0]["annotation"]["elements"]
+
+
+def test_digital_slide_archive_gets_its_elements(client: Any, picture: Path) -> None:
+    answer = json.loads(client.wsi_infer("amsam_isic", picture.stem, output="dsa")[1])
+    assert {element["group"] for element in answer["elements"]} == {"Skin lesion"}
 
 
 def test_labels_are_saved_and_given_back(client: Any, server: Server, drawn: Path, picture: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
+import itertools
 import json
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import requests
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.label_server import Server, wait_for_training
 
@@ -38,9 +45,10 @@ def post(server: Server, path: str, **what: Any) -> tuple[int, str]:
         ("/infer/amsam_isic?image=%2Fetc%2Fpasswd", {}, 400, "image is a path"),
         ("/infer/amsam_isic?image=x", {"data": {"params": '{"image": "/etc/passwd"}'}}, 404, "no image '/etc/passwd'"),
         ("/infer/amsam_isic?image=x", {"data": {"params": "{not json"}}, 400, "params is not JSON"),
-        ("/infer/amsam_isic?image=x", {"data": {"params": "[1]"}}, 400, "params is not what is expected"),
+        ("/infer/amsam_isic?image=x", {"data": {"params": "[1]"}}, 400, "the request is not what is expected"),
         ("/infer/amsam_isic?image=x", {"headers": {"Origin": "http://evil.example"}}, 403, "pages of other sites"),
         ("/reload", {}, 404, "restart the server"),
+        ("/proxy/dicom/qido/studies", {}, 404, "the studies are a folder"),
         ("/activelearning/none", {"json": {}}, 404, "no such strategy"),
         ("/train/none", {"json": {}}, 404, "there is no model 'none'"),
         ("/scoring/none", {"json": {}}, 200, ""),
@@ -89,6 +97,80 @@ def test_nothing_is_written_outside_the_studies(server: Server, name: str) -> No
         answer = requests.put(url, params=query, files={part: ("x.png", b"x")}, timeout=10)
         assert answer.status_code == 400
     assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "image", "text"),
+    [
+        ("..", None, "the upload ends in ''"),
+        ("new.exe", None, "expected one of"),
+        ("new.png", ".hidden", "cannot be the name of an image"),
+        ("new.png", None, "not an image of a known format or damaged"),
+        ("{known}", None, "there is an image '{name}' already"),
+    ],
+)
+def test_an_upload_is_looked_at_before_it_is_kept(server: Server, file: str, image: str | None, text: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in server.studies.parent.rglob("*.*") if path.suffix != ".log"}
+    known = min(path for path in server.studies.iterdir() if path.suffix in (".png", ".jpg"))
+    files = {"file": (file.format(known=known.name), b"x")}
+    answer = requests.put(f"{server.address}/datastore/image", params={"image": image}, files=files, timeout=10)
+    after = {path: path.stat().st_mtime_ns for path in server.studies.parent.rglob("*.*") if path.suffix != ".log"}
+    assert (answer.status_code, text.format(name=known.stem) in answer.json()["detail"]) == (422, True), answer.text
+    assert after == before
+
+
+def test_a_good_upload_is_an_image_from_then_on(server: Server, drawn: Path) -> None:
+    picture = min((drawn / "images").iterdir())
+    files = {"file": (picture.name, picture.read_bytes())}
+    sent = requests.put(f"{server.address}/datastore/image", params={"image": "sent.in"}, files=files, timeout=10)
+    answered, _ = post(server, "/infer/amsam_isic?image=sent.in&output=json")
+    kept = (server.studies / f"sent.in{picture.suffix}").read_bytes()
+    requests.delete(f"{server.address}/datastore/image", params={"id": "sent.in"}, timeout=10)
+    assert (sent.json(), answered, kept) == ({"image": "sent.in"}, 200, picture.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("x.png", b"x", "not an image of a known format or damaged"),
+        ("x.nrrd", b"x", "damaged or not of that format"),
+        ("x.exe", b"x", "expected one of .png"),
+    ],
+)
+def test_a_label_is_looked_at_before_it_is_kept(server: Server, name: str, content: bytes, text: str) -> None:
+    image = min(path.stem for path in server.studies.iterdir() if path.suffix in (".png", ".jpg"))
+    url = f"{server.address}/datastore/label"
+    answer = requests.put(url, params={"image": image, "tag": "final"}, files={"label": (name, content)}, timeout=10)
+    assert (answer.status_code, text in answer.json()["detail"]) == (422, True), answer.text
+
+
+def test_no_request_makes_the_server_stumble(server: Server) -> None:
+    """Every address that the server offers, with all kinds of rubbish: none is answered with a status of 5xx."""
+    paths = requests.get(f"{server.address}/openapi.json", timeout=10).json()["paths"]
+    bodies: list[dict[str, Any]] = [
+        {},
+        {"json": [1, "x"]},
+        {"json": {"image": 5, "model": None, "strategy": [], "y": {}, "max_workers": "x"}},
+        {"data": {"params": "[]", "info": "[3]", "wsi": "[]"}},
+        {"data": {"params": "null", "info": "{}", "wsi": "{"}},
+        {"files": dict.fromkeys(("file", "label", "files"), ("x.png", b"rubbish"))},
+    ]
+    image = min(path.stem for path in server.studies.iterdir() if path.suffix in (".png", ".jpg"))
+    stumbled = []
+    for path, methods in paths.items():
+        names = re.findall(r"{(\w+)}", path)
+        for method, body, value in itertools.product(methods, bodies, ("rubbish", image)):
+            if method == "delete" and value == image:
+                continue
+            wanted = [one["name"] for one in methods[method].get("parameters", []) if one["in"] == "query"]
+            if path.startswith(("/train", "/scoring", "/batch")):  # runs in the background, if at all
+                value = "rubbish"
+            url = server.address + path.format(**dict.fromkeys(names, value))
+            answer = requests.request(method, url, params=dict.fromkeys(wanted, value), timeout=60, **body)
+            if answer.status_code >= 500:
+                stumbled.append((method, path, body, value, answer.text[:200]))
+    assert len(paths) > 20
+    assert stumbled == []
 
 
 def test_a_huge_body_is_refused(server: Server) -> None:
@@ -153,12 +235,54 @@ def test_eight_clients_at_once_are_all_answered(server: Server) -> None:
     assert answers == [200] * 32
 
 
-def test_authentication_keeps_strangers_out(serve: Callable[..., Server], drawn: Path, tmp_path: Path) -> None:
-    studies = tmp_path / "studies"
+@pytest.fixture
+def realm() -> Iterator[tuple[str, rsa.RSAPrivateKey]]:
+    """What Keycloak says of a realm, and the key that its tokens are signed with."""
+    key = rsa.generate_private_key(65537, 2048)
+    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    content = json.dumps({"realm": "clinic", "public_key": base64.b64encode(public).decode()}).encode()
+
+    class Realm(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Realm)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}/realms/clinic", key
+    server.shutdown()
+    server.server_close()
+
+
+def test_authentication_lets_in_whom_the_realm_knows(
+    serve: Callable[..., Server], drawn: Path, tmp_path: Path, realm: tuple[str, rsa.RSAPrivateKey]
+) -> None:
+    studies, (uri, key) = tmp_path / "studies", realm
     shutil.copytree(drawn / "images", studies)
-    switched_on = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": "http://127.0.0.1:9/realms/x"}
+    switched_on = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": uri}
     server = serve(studies, "--models", "amsam_isic", environment=switched_on)
+
+    def status(method: str, path: str, token: str | None) -> int:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return requests.request(method, server.address + path, headers=headers, timeout=60).status_code
+
+    def token(signed_with: Any, algorithm: str, *roles: str, age: int = 0) -> str:
+        claims = {"preferred_username": "someone", "realm_access": {"roles": roles}, "exp": time.time() + 60 - age}
+        return jwt.encode(claims, signed_with, algorithm)
+
+    stranger = rsa.generate_private_key(65537, 2048)
+    user, forged = token(key, "RS256", "monailabel-user"), token(stranger, "RS256", "monailabel-admin")
+    image = min(path.stem for path in (drawn / "images").iterdir())
     try:
-        assert requests.get(f"{server.address}/datastore/", timeout=10).status_code == 401
+        assert [status("GET", "/datastore/", one) for one in (None, "rubbish", forged)] == [401, 401, 401]
+        assert status("GET", "/datastore/", token(key, "RS256", "monailabel-user", age=120)) == 401
+        assert status("GET", "/datastore/", token("x" * 32, "HS256", "monailabel-user")) == 401
+        assert status("GET", "/datastore/", user) == 200
+        assert status("POST", f"/infer/amsam_isic?image={image}&output=json", user) == 200
+        assert status("DELETE", f"/datastore/image?id={image}", user) == 403  # that takes an administrator
     finally:
         server.stop()

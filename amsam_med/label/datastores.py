@@ -1,0 +1,383 @@
+"""Where a MONAI Label server has images and labels: in a folder, or on a DICOMweb server with a folder beside it.
+
+MONAI Label's own datastore of a folder does the bookkeeping. Here, what it writes is whole or not there, an upload is
+looked at before it is kept, and segmentations go to a DICOMweb server by this project's own writer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
+from numpy.typing import NDArray
+
+from amsam_med.data.dicom_results import Algorithm, SegmentMeaning, highdicom
+from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.readers import IMAGE_SUFFIXES, image_size, read_mask
+from amsam_med.data.writers import atomic_path, write_mask_png
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.sources import DicomWeb
+
+PNG, VOLUMES, DICOM = ".png", (".nrrd", ".nii.gz", ".nii"), ".dcm"
+LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)
+INDEX = "datastore_v2.json"
+"""MONAI Label's list of images and labels, in the folder of studies."""
+
+_FRESH_SECONDS = 5.0  # for which what a DICOMweb server has listed is taken for granted
+_STUDY_LEVEL = ("StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "AccessionNumber", "StudyDescription")
+_BY_PEOPLE = ("MANUAL", "SEMIAUTOMATIC")
+
+_log = logging.getLogger(__name__)
+
+
+class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carries no types
+    """A folder of pictures, with labels in ``labels/TAG/`` under their names.
+
+    Args:
+        folder: The folder.
+        endings: Patterns of the names of images and labels.
+        is_watched: Whether files that come or go are noticed while the server runs.
+        is_read_only: Whether the index is left alone at the start.
+
+    Raises:
+        ConfigError: The index of the folder is damaged.
+    """
+
+    def __init__(
+        self, folder: Path, endings: Sequence[str], is_watched: bool = True, is_read_only: bool = False
+    ) -> None:
+        try:
+            super().__init__(str(folder), extensions=endings, auto_reload=is_watched, read_only=is_read_only)
+        except ValueError:
+            raise ConfigError(
+                f"{INDEX} in {folder} is damaged; delete it. Images and labels are found again by their names"
+            ) from None
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Keep an upload.
+
+        Raises:
+            DataError: It is no picture, there is an image of that name, or the name is not a plain one.
+        """
+        path = Path(image_filename)
+        if not path.name.lower().endswith(IMAGE_SUFFIXES):
+            raise DataError(f"the upload ends in {path.suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+        name = image_id or self._to_id(path.name)[0]
+        if not name or name.startswith(".") or any(part in name for part in "/\\\0"):
+            raise DataError(f"{name!r} cannot be the name of an image; give letters, digits, dots and dashes")
+        if name in self.list_images():
+            raise DataError(f"there is an image {name!r} already; give another name, or remove it first")
+        image_size(path)
+        added: str = super().add_image(name, image_filename, image_info)
+        return added
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label; the one before it is replaced as a whole.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            DataError: The label cannot be read, or has another size than its image.
+        """
+        self._checked_label(image_id, Path(label_filename), label_tag)
+        ending = next(ending for ending in LABEL_ENDINGS if label_filename.lower().endswith(ending))
+        path = Path(self._datastore.label_path(label_tag)) / f"{image_id}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = {**(label_info or {}), "ts": int(time.time()), "name": path.name}
+        with FileLock(self._lock_file):
+            labels = self._datastore.objects[image_id].labels
+            before = labels.get(label_tag)
+            with atomic_path(path) as lent:
+                shutil.copyfile(label_filename, lent)
+            labels[label_tag] = DataModel(info=info, ext=ending)
+            self._update_datastore_file(lock=False)
+            if before is not None and before.ext != ending:
+                path.with_name(f"{image_id}{before.ext}").unlink(missing_ok=True)
+        return image_id
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """As MONAI Label's.
+
+        Raises:
+            DataError: Nothing is labelled yet.
+        """
+        if not self.datalist():
+            raise DataError("there is no labelled image yet; label one, then fetch the data set")
+        archive: str = super().get_dataset_archive(limit_cases)
+        return archive
+
+    def _checked_label(self, image_id: str, path: Path, tag: str) -> NDArray[np.uint8]:
+        """Class ids of a label ``(H, W)`` that fits its image."""
+        image = self.get_image_uri(image_id)
+        if not image:
+            raise ImageNotFoundException(f"there is no image {image_id!r}; GET /datastore lists those there are")
+        if not tag.isidentifier():
+            raise DataError(f"{tag!r} cannot be a tag of labels; give 'final', 'original', or one word")
+        if not path.name.lower().endswith(LABEL_ENDINGS):
+            raise DataError(f"the label ends in {path.suffix!r}; expected one of {', '.join(LABEL_ENDINGS)}")
+        mask, size = read_label(path), image_size(image)
+        if mask.shape != size:
+            raise DataError(f"the label has (H, W) {mask.shape}, its image {image_id} {size}; send one of that size")
+        return mask
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write the index; a killed process leaves the old one or the new one."""
+        guard: AbstractContextManager[Any] = FileLock(self._lock_file) if lock else nullcontext()
+        path = Path(self._datastore_config_path)
+        with guard:
+            content = self._datastore.model_dump(exclude={"base_path"})
+            self._ignore_event_config = True
+            with atomic_path(path) as lent:
+                lent.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+            self._config_ts = path.stat().st_mtime
+
+
+class DicomWebStudies(FolderStudies):
+    """The images of a DICOMweb server.
+
+    An image's id is the UID of its series; in a series of several, each image has its own instance's UID. Final labels
+    are stored on the server, as segmentations that a person has reviewed, and those that are there count as labels.
+    Segmentations of an algorithm alone do not.
+
+    Args:
+        address: Base address of the server.
+        query: Which images, in DICOMweb's words; ``{}`` for all.
+        folder: Keeps images that were asked for, and labels.
+        meanings: Of classes 1, 2, ...
+        algorithm: That made the drafts.
+
+    Raises:
+        DataError: The server does not answer, or refuses.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        query: Mapping[str, str],
+        folder: Path,
+        meanings: Sequence[SegmentMeaning],
+        algorithm: Algorithm,
+    ) -> None:
+        self._server, self._query = DicomWeb(address), dict(query)
+        self._meanings, self._algorithm = meanings, algorithm._replace(is_reviewed=True)
+        self._members: dict[str, str] = {}
+        self._reviewed: dict[str, tuple[str, str]] = {}  # by image: when, and "study/series/instance" of a label
+        self._known_segmentations: set[str] = set()
+        self._listed_at = -_FRESH_SECONDS
+        self._lock = threading.RLock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        super().__init__(folder, [f"*{ending}" for ending in (DICOM, *LABEL_ENDINGS)], is_watched=False)
+        self._list()
+
+    def name(self) -> str:
+        """The server's address."""
+        return self._server.address
+
+    def list_images(self) -> list[str]:
+        """Ids of all images that the query finds."""
+        self._list()
+        return list(self._members)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The image's file, fetched from the server where it is not at hand; empty for an unknown id."""
+        self._list()
+        if image_id not in self._members:
+            return ""
+        path = Path(self._datastore.image_path()) / f"{image_id}{DICOM}"
+        with self._lock:
+            if image_id not in self._datastore.objects or not path.is_file():
+                with atomic_path(path) as lent:
+                    lent.write_bytes(self._server.instance(self._members[image_id]))
+                image = DataModel(ext=DICOM, info={"name": path.name, **self._uids(image_id)})
+                self._datastore.objects[image_id] = ImageLabelModel(image=image)
+                self._update_datastore_file()
+        return str(path.resolve())
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of an image: its UIDs, and what was noted."""
+        self._list()
+        known: dict[str, Any] = super().get_image_info(image_id)
+        return {**(self._uids(image_id) if image_id in self._members else {}), **known}
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: Sequence[str] | None = None) -> list[str]:
+        """Images with a final label, here or on the server."""
+        self._list()
+        here = set(super().get_labeled_images(label_tag, labels))
+        return [image for image in self._members if image in here or image in self._reviewed]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: Sequence[str] | None = None) -> list[str]:
+        """All other images."""
+        labelled = set(self.get_labeled_images(label_tag, labels))
+        return [image for image in self._members if image not in labelled]
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Pairs of image and final label; a newer label on the server replaces the one here."""
+        self._list()
+        for image, (_, member) in self._reviewed.items():
+            own = self._datastore.label(image, DefaultLabelTag.FINAL)
+            if own is None or own.info.get("SOPInstanceUID") != member.rsplit("/", 1)[1]:
+                self._fetch_label(image, member)
+        pairs: list[dict[str, Any]] = super().datalist(full_path)
+        return pairs
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label; a final one is stored on the server first.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            DataError: The label does not fit, or the server does not take it.
+        """
+        info = dict(label_info or {})
+        if label_tag == DefaultLabelTag.FINAL:
+            mask = self._checked_label(image_id, Path(label_filename), label_tag)
+            source = Path(self.get_image_uri(image_id))
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / f"label{DICOM}"
+                write_dicom_seg(source, mask, path, self._meanings_of(mask, info), self._algorithm)
+                self._server.store([path])
+                info["SOPInstanceUID"] = str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+        return super().save_label(image_id, label_filename, label_tag, info)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Not here.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError("the images are those of a DICOMweb server; store new ones there")
+
+    def remove_image(self, image_id: str) -> None:
+        """Not here.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError("the images are those of a DICOMweb server; remove them there")
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Forget a draft; final labels are on the server.
+
+        Raises:
+            DataError: The label is a final one.
+        """
+        if label_tag == DefaultLabelTag.FINAL:
+            raise DataError("final labels are segmentations on the DICOMweb server; remove them there")
+        super().remove_label(label_id, label_tag)
+
+    def json(self) -> dict[str, Any]:
+        """All images, also those that nobody has asked for yet."""
+        self._list()
+        content: dict[str, Any] = super().json()
+        unseen = {image: ImageLabelModel(image=DataModel(ext=DICOM, info=self._uids(image))) for image in self._members}
+        return {
+            **content,
+            "objects": {image: model.model_dump() for image, model in unseen.items()} | content["objects"],
+        }
+
+    def _list(self) -> None:
+        """Ask the server which images and labels there are, unless that was a moment ago."""
+        with self._lock:
+            if time.monotonic() - self._listed_at < _FRESH_SECONDS:
+                return
+            found = list(self._server.instances(self._query))
+            of_series = Counter(member.rsplit("/", 1)[0] for member in found)
+            self._members = {}
+            for member in found:
+                study_and_series, instance = member.rsplit("/", 1)
+                series = study_and_series.rsplit("/", 1)[1]
+                self._members[series if of_series[study_and_series] == 1 else instance] = member
+            by_instance = {member.rsplit("/", 1)[1]: image for image, member in self._members.items()}
+            narrowed = {name: value for name, value in self._query.items() if name in _STUDY_LEVEL}
+            segmentations = set(self._server.segmentations(narrowed))
+            for member in segmentations - self._known_segmentations:
+                self._note(member, by_instance)
+            self._known_segmentations = segmentations
+            self._reviewed = {image: noted for image, noted in self._reviewed.items() if noted[1] in segmentations}
+            self._listed_at = time.monotonic()
+
+    def _note(self, member: str, by_instance: Mapping[str, str]) -> None:
+        """Note a segmentation on the server if it is a person's, of one of the images."""
+        header = pydicom.dcmread(io.BytesIO(self._server.instance(member)), stop_before_pixels=True)
+        instances = [
+            str(instance.ReferencedSOPInstanceUID)
+            for series in header.get("ReferencedSeriesSequence") or []
+            for instance in series.get("ReferencedInstanceSequence") or []
+        ]
+        kinds = {segment.get("SegmentAlgorithmType") for segment in header.get("SegmentSequence") or []}
+        if len(instances) == 1 and instances[0] in by_instance and kinds and kinds <= set(_BY_PEOPLE):
+            image = by_instance[instances[0]]
+            when = f"{header.get('ContentDate', '')}{header.get('ContentTime', '')}"
+            self._reviewed[image] = max(self._reviewed.get(image, ("", "")), (when, member))
+
+    def _fetch_label(self, image: str, member: str) -> None:
+        """Take a label from the server; one that cannot be read is told in the log."""
+        self.get_image_uri(image)
+        instance = self._members[image].rsplit("/", 1)[1]
+        try:
+            read = highdicom().seg.segread(io.BytesIO(self._server.instance(member)))
+            (mask,) = read.get_pixels_by_source_instance(
+                [instance], combine_segments=True, ignore_spatial_locations=True, skip_overlap_checks=True
+            )
+            with tempfile.TemporaryDirectory() as scratch:
+                label = Path(scratch) / f"label{PNG}"
+                write_mask_png(mask.astype(np.uint8), label)
+                info = {"SOPInstanceUID": member.rsplit("/", 1)[1]}
+                super().save_label(image, str(label), DefaultLabelTag.FINAL, info)
+        except (DataError, ValueError, KeyError, AttributeError) as error:
+            _log.warning("The segmentation %s is no label: %s", member, error)
+
+    def _uids(self, image_id: str) -> dict[str, str]:
+        names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        return dict(zip(names, self._members[image_id].split("/"), strict=True))
+
+    def _meanings_of(self, mask: NDArray[np.uint8], info: Mapping[str, Any]) -> list[SegmentMeaning]:
+        """Meanings of the classes of a label: by the names that a viewer sends with it, else in order."""
+        named = {meaning.label: meaning for meaning in self._meanings}
+        given = info.get("label_info")
+        names = [str(one.get("name")) for one in given if isinstance(one, Mapping)] if isinstance(given, list) else []
+        chosen = [named[name] for name in names if name in named] or list(self._meanings)
+        if (count := max(1, int(mask.max(initial=0)))) > len(chosen):
+            raise DataError(f"the label holds class {count}; known are {', '.join(named)}")
+        return chosen[:count]
+
+
+def read_label(path: Path) -> NDArray[np.uint8]:
+    """Class ids ``(H, W)`` of a label that a viewer sends: a picture, or a volume of one slice.
+
+    Raises:
+        DataError: It cannot be read, or has several slices.
+    """
+    if not path.name.lower().endswith(VOLUMES):
+        return read_mask(path)
+    try:
+        ids = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    except RuntimeError:
+        raise DataError(f"{path.suffix}: the label is damaged or not of that format; send it again") from None
+    flat: NDArray[Any] = np.squeeze(ids, axis=tuple(axis for axis in range(ids.ndim - 2) if ids.shape[axis] == 1))
+    if flat.ndim != 2:
+        raise DataError(f"the label has shape {ids.shape}; expected one slice")
+    if not np.array_equal(flat, flat.astype(np.uint8)):
+        raise DataError("the label holds values that are not whole numbers of 0 to 255; send class ids")
+    label: NDArray[np.uint8] = flat.astype(np.uint8)
+    return label
+
+
+def write_volume(mask: NDArray[np.uint8], path: Path) -> None:
+    """Class ids uint8 ``(H, W)`` as a volume of one slice; its format by the name's ending."""
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask[None]), str(path), useCompression=True)  # (1, H, W)
