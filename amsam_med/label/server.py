@@ -267,6 +267,7 @@ def _settings(studies: str, conf: Mapping[str, str], port: int, app_folder: Path
     defaults = {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(endings),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a look at all images after each one would take the CPU
+        "MONAI_LABEL_PROJECT_NAME": "AM-SAM Med, MONAI Label",
         "MONAI_LABEL_SESSIONS": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from amsam_med.synthetic import write_dermoscopy
-from tests.label_server import Server
+from pipelines.monailabel.process import Server
 
 collect_ignore_glob = [] if importlib.util.find_spec("monailabel") else ["test_*.py"]
 

@@ -19,7 +19,7 @@ import SimpleITK
 from amsam_med.data.readers import read_mask
 from amsam_med.evaluate import dice_score
 from amsam_med.segment import SegmentOptions, segment
-from tests.label_server import Server, wait_for_training
+from pipelines.monailabel.process import Server, wait_for_training
 
 UNSEEN = 40
 

@@ -22,8 +22,8 @@ from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.writers import write_mask_png
 from amsam_med.segment import SegmentOptions, segment
 from amsam_med.sources import DicomWeb
+from pipelines.monailabel.process import Server, wait_for_training
 from tests.dicom_tools import dciodvfy_errors, orthanc, write_source
-from tests.label_server import Server, wait_for_training
 
 __all__ = ["orthanc"]  # a fixture
 

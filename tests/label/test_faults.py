@@ -21,7 +21,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.label_server import Server, wait_for_training
+from pipelines.monailabel.process import Server, wait_for_training
 
 pytestmark = [  # MONAI Label's client leaves its sockets open
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

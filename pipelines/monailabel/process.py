@@ -1,4 +1,4 @@
-"""`amsam label` in a process of its own, and what its tests share."""
+"""`amsam label` in a process of its own, for tests, benchmarks and the pictures of the documentation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,22 @@ _RUN = "import sys; from amsam_med.cli import main; sys.exit(main(sys.argv[1:]))
 
 
 class Server:
-    """``amsam label`` in a process of its own.
+    """A running ``amsam label``.
+
+    Args:
+        studies: Its folder, or a DICOMweb server's address.
+        options: Of the command line.
+        environment: Variables besides those of this process.
+        log: Where it writes what it has to say; beside the folder by default.
 
     Attributes:
-        studies: Its folder, or a DICOMweb server's address.
+        studies: Its folder.
         address: Where it answers.
+        log: Where it writes.
+        process: The process.
+
+    Raises:
+        RuntimeError: It does not start.
     """
 
     def __init__(
@@ -45,8 +56,9 @@ class Server:
             )
         until = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < until, self.log.read_text()
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise RuntimeError(f"the server does not start:\n{self.log.read_text()}")
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -74,9 +86,14 @@ class Server:
 
 
 def wait_for_training(client: Any, seconds: float = 240) -> dict[str, Any]:
-    """The status of the last training, once it is over."""
+    """The status of the last training, once it is over.
+
+    Raises:
+        TimeoutError: It takes longer than ``seconds``.
+    """
     until = time.monotonic() + seconds
     while (status := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
-        assert time.monotonic() < until, "the training does not end"
+        if time.monotonic() > until:
+            raise TimeoutError(f"the training does not end within {seconds} s")
         time.sleep(0.5)
     return dict(status)
