@@ -1,13 +1,14 @@
 """The paper's figures, one command each, as PDF and PNG.
 
-    python -m pipelines.figures figure1 --data DATA -o RUN --set isic2018      # masks over epochs
+    python -m pipelines.figures figure1 --data DATA -o RUN --sets isic2018     # masks over epochs
     python -m pipelines.figures figure4 --data DATA -o RUN                     # panels: lesions; 7: TikTok, 8: Vikram
-    python -m pipelines.figures figure5 --data DATA -o RUN --set isic2018      # Dice per epoch, AM-SAM and BLO-SAM
+    python -m pipelines.figures figure5 --data DATA -o RUN --sets isic2018     # Dice per epoch, AM-SAM and BLO-SAM
     python -m pipelines.figures figure6 --data DATA -o RUN                     # the weight α
+    python -m pipelines.figures figure4 --drawn -o RUN                         # of drawn lesions
 
 Figures 5 and 6 are drawn from images that no result is reported on, and keep their numbers in ``RUN/results.sqlite``;
-1, 4, 7 and 8 train anew and show test images. Colours are Okabe and Ito's; line styles and markers differ as well, so
-a grey print says the same.
+1, 4, 7 and 8 train anew and show test images, or with ``--drawn`` lesions that are drawn and that anybody may publish.
+Colours are Okabe and Ito's; line styles and markers differ as well, so a grey print says the same.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from amsam_med import weights
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import restore_original
 from amsam_med.data.writers import atomic_path
-from amsam_med.errors import AmsamError
+from amsam_med.errors import AmsamError, DataError
 from amsam_med.evaluate import dice_score
 from amsam_med.model import AmSam
 from amsam_med.report import BLUE, DOTS_PER_INCH, ORANGE
+from amsam_med.synthetic import write_dermoscopy
 from pipelines.cells import AM_SAM, TASKS, Bench, Job, Place, run_cell
 from pipelines.store import Cell, Store
 
@@ -49,6 +51,8 @@ FIGURE_1_SHOTS, FIGURE_5_SHOTS, FIGURE_6_SHOTS = 4, 8, 8
 ALPHA_SETTINGS: dict[str, Any] = {}
 """Of figure 6, over the defaults of `amsam train`."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
+DRAWN = {"train": (16, 1), "test": (8, 2)}
+"""Numbers of drawn lesions and their seeds, by part."""
 PANEL_SETS = {"figure4": "isic2018", "figure7": "tiktok", "figure8": "human_vikram"}
 RIGHT, MISSED, EXTRA = np.array([[0.3, 0.3, 0.3], [0.337, 0.706, 0.914], [0.902, 0.624, 0.0]])
 """Of a mask's pixels: in both, in the truth alone (sky blue), in the prediction alone (orange)."""
@@ -68,6 +72,13 @@ class Shown(NamedTuple):
     pixels: np.ndarray
     truth: np.ndarray
     masks: dict[str, np.ndarray]
+
+
+def draw_set(folder: Path) -> Path:
+    """Drawn lesions in the place of ISIC 2018, to learn from and to show; the same ones each time."""
+    for part, (count, seed) in DRAWN.items():
+        write_dermoscopy(folder / "isic2018" / part, count, seed=seed)
+    return folder
 
 
 def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
@@ -247,7 +258,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.figures", description="Draw a figure of the paper.")
     parser.add_argument("figure", choices=["figure1", "figure5", "figure6", *PANEL_SETS])
-    parser.add_argument("--data", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="the data folder")
+    source.add_argument("--drawn", action="store_true", help="draw lesions instead (figures 1 and 4)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of results.sqlite")
     parser.add_argument("--documents", type=Path, help="where the figure goes (default: OUTPUT/figures)")
     parser.add_argument("--sets", nargs="+", choices=list(TASKS), help="data sets (default: the figure's)")
@@ -265,9 +278,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw what the command line asks for."""
     options = parse(arguments)
+    if options.drawn and options.figure not in ("figure1", "figure4"):
+        raise DataError(f"{options.figure} is not made of drawn lesions; give --data")
     torch.set_num_threads(options.threads)
     place = Place(
-        data=options.data,
+        data=draw_set(options.output / "drawn") if options.drawn else options.data,
         output=options.output,
         base=options.base,
         base_file=weights.find(options.base, options.weights_dir),
@@ -286,7 +301,7 @@ def _draw(options: argparse.Namespace, place: Place, store: Store, folder: Path)
         return draw_alphas(benches, store, folder / f"{name}-{place.base}", options.seeds)
     written = []
     for one in sets:
-        path = folder / f"{name}-{one}-{place.base}"
+        path = folder / f"{name}-{'drawn' if options.drawn else one}-{place.base}"
         if name == "figure5":
             written += draw_convergence(Bench(one, place, "val"), store, path, options.seeds)
         elif name == "figure1":

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from amsam_med import weights
+from amsam_med.errors import DataError
 from amsam_med.synthetic import write_dermoscopy
 from pipelines import figures
 from pipelines.cells import TASKS, Bench, Place
@@ -44,6 +45,18 @@ def test_a_figure_is_drawn_as_vectors_and_pixels(name: str, data: Path, tmp_path
     assert drawn[0].read_bytes().startswith(b"%PDF")
     with Image.open(drawn[1]) as picture:
         assert min(picture.size) > 300
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_panels_of_drawn_lesions_need_no_data(tmp_path: Path) -> None:
+    words = ["figure4", "--drawn", "-o", str(tmp_path), "--base", "tiny", "--device", "cpu", "--shots", "4"]
+    figures.main([*words, "--images", "1"])
+    assert [path.name for path in sorted((tmp_path / "figures").iterdir())] == [
+        "figure4-drawn-tiny.pdf",
+        "figure4-drawn-tiny.png",
+    ]
+    with pytest.raises(DataError, match="figure5 is not made of drawn lesions"):
+        figures.main(["figure5", *words[1:]])
 
 
 @pytest.mark.usefixtures("quick_figures")
