@@ -142,7 +142,6 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         path = Path(self._datastore_config_path)
         with guard:
             content = self._datastore.model_dump(exclude={"base_path"})
-            self._ignore_event_config = True
             with atomic_path(path) as lent:
                 lent.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
             self._config_ts = path.stat().st_mtime
@@ -295,6 +294,7 @@ class DicomWebStudies(FolderStudies):
         with self._lock:
             if time.monotonic() - self._listed_at < _FRESH_SECONDS:
                 return
+            self._init_from_datastore_file()  # a training, which is another process, may have fetched labels
             found = list(self._server.instances(self._query))
             of_series = Counter(member.rsplit("/", 1)[0] for member in found)
             self._members = {}
