@@ -180,6 +180,16 @@ def test_a_huge_body_is_refused(server: Server) -> None:
         assert session.send(request, timeout=10).status_code == 413
 
 
+def test_a_body_that_does_not_say_how_huge_it_is_is_cut_off(server: Server) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.png"\r\n\r\n'
+        yield from itertools.repeat(bytes(1 << 20), 600)
+
+    form = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = requests.post(f"{server.address}/infer/amsam_isic", data=body(), headers=form, timeout=120)
+    assert (answer.status_code, requests.get(f"{server.address}/info/", timeout=10).status_code) == (400, 200)
+
+
 def test_a_killed_training_leaves_labels_and_model_as_they_were(
     serve: Callable[..., Server], drawn: Path, tmp_path: Path
 ) -> None:
