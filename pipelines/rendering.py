@@ -113,8 +113,10 @@ def as_markdown(table: Table, lines: Sequence[Line], columns: Sequence[Key], bas
     titles = [_column_title(table, key) for key in columns]
     dice = [["", *titles], ["---", *["---:"] * len(columns)]]
     dice += [[_name(line), *[_cell(line.entries[key], line.row.job.is_trained) for key in columns]] for line in lines]
-    cost = [["", *COST_TITLES], ["---", *["---:"] * len(COST_TITLES)]]
-    cost += [[_name(line), *_costs(line)] for line in lines]
+    counts = sorted({count for _, count in columns})
+    heads = [*[f"s, k = {count}" for count in counts], *COST_TITLES]
+    cost = [["", *heads], ["---", *["---:"] * len(heads)]]
+    cost += [[_name(line), *[_seconds(line, count) for count in counts], *_costs(line)] for line in lines]
     parts = [
         f"# {table.title}, base `{base}`",
         _explanation(table, lines),
@@ -155,11 +157,11 @@ def as_csv(lines: Sequence[Line]) -> str:
     return stream.getvalue()
 
 
-COST_TITLES = ("trained parameters", "parameters", "s to train", "ms an image", "MB to train", "starts from")
+COST_TITLES = ("trained parameters", "parameters", "ms an image", "MB to train", "starts from")
 COST_NOTE = (
-    "Seconds from images on disk to a trained network: the median of all seeds and numbers of examples, and the range; "
-    "in square brackets a k-shot detector's own training. Milliseconds for one image in memory, detector and encoder "
-    "included. Memory beyond what the process held before training."
+    "Seconds to train, from images on disk to a trained network: the median of all seeds; in square brackets a k-shot "
+    "detector's own training. Milliseconds for one image in memory, detector and encoder included. Memory beyond what "
+    "the process held before training, the most of all cells."
 )
 
 
@@ -273,19 +275,22 @@ def _tex_cell(entry: Entry) -> str:
     return rf"${entry.mean:.1f}{deviation}{star}$"
 
 
+def _seconds(line: Line, count: int) -> str:
+    measured = [cell.measured for cell in line.cells if cell.identity.shots == count]
+    if not measured:
+        return "-"
+    detector = [one.detector_seconds for one in measured if one.detector_seconds > 1]
+    time = f"{statistics.median(one.train_seconds for one in measured):.0f}"
+    return f"{time} [{statistics.median(detector):.0f}]" if detector else time
+
+
 def _costs(line: Line) -> list[str]:
     measured = [cell.measured for cell in line.cells]
     last = measured[-1]
-    seconds = [one.train_seconds for one in measured]
-    detector = [one.detector_seconds for one in measured if one.detector_seconds > 1]
-    trained = any(seconds)
-    time = f"{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})" if trained else "-"
-    if detector:
-        time += f" [{statistics.median(detector):.0f}]"
+    trained = any(one.train_seconds for one in measured)
     return [
         f"{last.trained_parameters:,}" if trained else "-",
         f"{last.parameters / 1e6:.1f} M",
-        time,
         f"{statistics.median(one.milliseconds for one in measured):.0f}",
         f"{max(one.peak_megabytes for one in measured):.0f}" if trained else "-",
         last.origin,
