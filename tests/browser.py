@@ -65,11 +65,11 @@ class Browser:
 
         self.driver.switch_to.active_element.send_keys(getattr(Keys, key))
 
-    def wait_for(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; fails after ten seconds."""
+    def wait_for(self, condition: str, seconds: float = 10) -> None:
+        """Wait until a JavaScript expression is true; fails after some seconds."""
         from selenium.webdriver.support.wait import WebDriverWait
 
-        WebDriverWait(self.driver, 10, 0.05).until(lambda _: self.run(f"return Boolean({condition})"), condition)
+        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: self.run(f"return Boolean({condition})"), condition)
 
     def complaints(self) -> list[str]:
         """What the console said since this was last asked: errors, refusals of the page's policy, warnings."""

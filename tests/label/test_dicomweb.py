@@ -23,6 +23,7 @@ from amsam_med.data.writers import write_mask_png
 from amsam_med.segment import SegmentOptions, segment
 from amsam_med.sources import DicomWeb
 from pipelines.monailabel.process import Server, wait_for_training
+from tests.browser import open_browser
 from tests.dicom_tools import dciodvfy_errors, orthanc, write_source
 
 __all__ = ["orthanc"]  # a fixture
@@ -183,6 +184,17 @@ def test_training_takes_people_s_segmentations_from_the_server_and_no_others(cli
     assert client.info()["train_stats"]["amsam_isic"]["versions"][0]["examples"] == 4
     kept = server.log.with_name("kept") / "labels" / "final" / f"{others[0]}.png"
     np.testing.assert_array_equal(read_mask(kept), read_mask(clinic.masks[others[0]]))
+
+
+def test_ohif_shows_the_study_with_its_segmentations(clinic: Clinic) -> None:
+    """The real viewer, which comes with MONAI Label, in a real browser."""
+    study = pydicom.dcmread(next(iter(clinic.images.values()))).StudyInstanceUID
+    with open_browser() as browser:
+        browser.driver.get(f"{clinic.server.address}/ohif/viewer?StudyInstanceUIDs={study}")
+        browser.wait_for("document.body.innerText.includes('AM-SAM Med segmentation, reviewed')", seconds=60)
+        browser.wait_for("document.querySelector('canvas')", seconds=60)
+        shown = browser.run("return document.body.innerText")
+    assert shown.count("dermatoscope, forearm") >= len(clinic.images) - 1  # two share a series
 
 
 @pytest.mark.parametrize(
