@@ -37,6 +37,7 @@ from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
 from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from pipelines.restart import RestartableRun
 from pipelines.scenes import FINISHES, IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scene
 
 BOX_JITTERS = (0.02, 0.05, 0.1)
@@ -199,8 +200,8 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-class Run:
-    """Everything that a restart needs, in one file.
+class Run(RestartableRun):
+    """A base's training: network, average of its weights and optimiser.
 
     Args:
         folder: Where the checkpoint, the log and the result lie.
@@ -210,8 +211,11 @@ class Run:
         input_size: Side of the model input in pixels; may change from one restart to the next.
     """
 
+    PROGRESS = ("step", "elapsed")
+
     def __init__(self, folder: Path, name: str, recipe: Recipe, device: torch.device, input_size: int) -> None:
         self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
+        self.settings = {"base": name, **asdict(recipe)}
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
@@ -226,43 +230,11 @@ class Run:
             network.image_encoder = CompactImageEncoder(input_size, False, self.recipe.backbone)
         return network
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What a run may not change when it continues."""
-        return {"base": self.name, **asdict(self.recipe)}
-
-    @property
-    def checkpoint(self) -> Path:
-        """The restart file."""
-        return self.folder / "checkpoint.pt"
-
-    def save(self) -> None:
-        """Write the restart file atomically."""
-        state = {"settings": self.settings, "step": self.step, "elapsed": self.elapsed, "rng": torch.get_rng_state()}
-        for name in ("network", "average", "optimizer"):
-            state[name] = getattr(self, name).state_dict()
-        with atomic_path(self.checkpoint) as path:
-            torch.save(state, path)
-
     def restore(self) -> None:
-        """Continue from the restart file, if there is one.
-
-        Raises:
-            click.ClickException: It belongs to a run with other settings.
-        """
-        if not self.checkpoint.is_file():
-            return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if state["settings"] != self.settings:
-            raise click.ClickException(
-                f"{self.folder} holds a run with {state['settings']}, this one has {self.settings}; give another folder"
-            )
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        torch.set_rng_state(state["rng"])
-        for name in ("network", "average", "optimizer"):
-            getattr(self, name).load_state_dict(state[name])
+        """Continue from the restart file, if there is one, with the fused optimiser also where the file knows none."""
+        super().restore()
         for group in self.optimizer.param_groups:
-            group["fused"] = True  # also where the file is of a run without
+            group["fused"] = True
 
     def export(self) -> Path:
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""

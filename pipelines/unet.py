@@ -38,6 +38,7 @@ from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evalua
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
 from pipelines.reporting import percent, table, write_block
+from pipelines.restart import RestartableRun
 from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, augment, draw_overlays, lay_over, load_source
 
 FILTERS = (32, 64, 128, 192, 256)
@@ -125,14 +126,16 @@ def draw_scene(images: Images, shares: dict[str, float], overlays: Tensor, size:
     return scene._replace(images=lay_over(scene.images, overlays))
 
 
-class Run:
-    """Everything that a restart needs, in one file.
+class Run(RestartableRun):
+    """The U-Net's training: network, average of its weights and optimiser.
 
     Args:
         folder: Where checkpoint, log and weights lie.
         settings: What must not change from one restart to the next.
         device: Training device.
     """
+
+    PROGRESS = ("step", "elapsed", "best_dice", "validations")
 
     def __init__(self, folder: Path, settings: dict[str, Any], device: torch.device) -> None:
         self.folder, self.settings, self.device = folder, settings, device
@@ -147,39 +150,6 @@ class Run:
     def weights(self) -> Path:
         """The best average so far."""
         return self.folder / "unet.pt"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The restart file."""
-        return self.folder / "checkpoint.pt"
-
-    def save(self) -> None:
-        """Write the restart file atomically."""
-        plain = ("settings", "step", "elapsed", "best_dice", "validations")
-        state = {"rng": torch.get_rng_state(), **{name: getattr(self, name) for name in plain}}
-        for name in ("network", "average", "optimizer"):
-            state[name] = getattr(self, name).state_dict()
-        with atomic_path(self.checkpoint) as path:
-            torch.save(state, path)
-
-    def restore(self) -> None:
-        """Continue from the restart file, if there is one.
-
-        Raises:
-            click.ClickException: It belongs to a run with other settings.
-        """
-        if not self.checkpoint.is_file():
-            return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if state["settings"] != self.settings:
-            raise click.ClickException(
-                f"{self.folder} holds a run with {state['settings']}, this one has {self.settings}; give another folder"
-            )
-        for name in ("step", "elapsed", "best_dice", "validations"):
-            setattr(self, name, state[name])
-        torch.set_rng_state(state["rng"])
-        for name in ("network", "average", "optimizer"):
-            getattr(self, name).load_state_dict(state[name])
 
     def validate(self, items: Items) -> float:
         """Keep the averaged weights if their Dice on ``items`` is the best so far."""
