@@ -23,6 +23,8 @@ from pipelines.cells import TASKS, settings_of
 from pipelines.store import Cell, Store
 from pipelines.tables import Row, Table
 
+SHOWN = 0.05
+"""The smallest difference in points that a table's one decimal can show; below it rows count as equal."""
 Key = tuple[str, int]
 """A data set and a number of examples: a column."""
 
@@ -46,6 +48,11 @@ class Entry:
     p: float | None = None
     difference: float | None = None
     paper: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is surely another number than the reference, and by as much as the table shows."""
+        return self.p is not None and self.p < 0.05 and self.difference is not None and abs(self.difference) >= SHOWN
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,9 @@ def as_latex(table: Table, lines: Sequence[Line], columns: Sequence[Key], base: 
         " & ".join([_tex(_name(line)), *[_tex_cell(line.entries[key]) for key in columns]]) + r" \\" for line in lines
     ]
     caption = _tex(f"{table.title}, base {base}: Dice in %, mean and standard deviation over seeds.")
+    if table.reference is not None:
+        against = _tex(table.reference.name)
+        caption += rf" $^{{\ast}}$: another score than ``{against}'' (Wilcoxon's signed-rank test, $p < 0.05$)."
     body = [r"\toprule", head + r" \\", r"\midrule", *rows, r"\bottomrule"]
     layout = "l" + "r" * len(columns)
     opening = [r"\begin{table}", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{layout}}}"]
@@ -261,7 +271,7 @@ def _mark(entry: Entry) -> str:
     """Against the reference: better or worse, and how surely."""
     if entry.p is None or entry.difference is None:
         return ""
-    if entry.p >= 0.05:
+    if not entry.differs:
         return " ="
     arrow = "▲" if entry.difference > 0 else "▼"
     return f" {arrow}" if entry.p < 0.001 else f" {arrow} p = {entry.p:.3f}"
@@ -271,7 +281,7 @@ def _tex_cell(entry: Entry) -> str:
     if entry.mean is None:
         return "--"
     deviation = "" if entry.deviation is None else rf" \pm {entry.deviation:.1f}"
-    star = "" if entry.p is None or entry.p >= 0.05 else r"^{\ast}"
+    star = r"^{\ast}" if entry.differs else ""
     return rf"${entry.mean:.1f}{deviation}{star}$"
 
 
@@ -304,7 +314,8 @@ def _explanation(table: Table, lines: Sequence[Line]) -> str:
     if table.reference is not None:
         text += (
             f" Against **{table.reference.name}**, by Wilcoxon's signed-rank test over images: ▲ better, ▼ worse "
-            "(p < 0.001 where no p is given), = no difference to be sure of (p ≥ 0.05)."
+            "(p < 0.001 where no p is given), = no difference to be sure of (p ≥ 0.05) or to be seen "
+            f"(less than {SHOWN} points)."
         )
     if table.where:
         text += f" In square brackets: the paper's number on SAM's ViT-B ({table.where})."

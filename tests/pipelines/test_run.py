@@ -222,6 +222,7 @@ def test_latex_and_csv_say_the_same(filled: Store) -> None:
     assert float(rows[1]["p"]) < 0.001
     latex = as_latex(small_table(), lines, columns, "tiny")
     assert latex.count(r"\\") == 3
+    assert "than ``ours'' (Wilcoxon" in latex
     assert rf"theirs & ${float(rows[1]['dice_percent']):.1f}^{{\ast}}$ \\" in latex
 
 
@@ -233,6 +234,14 @@ def test_cells_of_two_test_sets_are_not_mixed(filled: Store) -> None:
 
 def test_an_empty_place_is_no_number() -> None:
     assert Entry().mean is None
+    assert not Entry().differs
+
+
+@pytest.mark.parametrize(
+    ("p", "difference", "differs"), [(1e-9, 0.06, True), (1e-9, -0.06, True), (1e-9, 0.04, False), (0.06, 3.0, False)]
+)
+def test_a_difference_counts_if_it_is_sure_and_can_be_seen(p: float, difference: float, differs: bool) -> None:
+    assert Entry(70.0, 1.0, 3, p, difference).differs is differs
 
 
 def test_the_command_runs_renders_and_is_done_the_second_time(
