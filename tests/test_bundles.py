@@ -177,8 +177,9 @@ def test_two_processes_train_one_adapter(tiny_bundle: Path, labelled_folder: Pat
     command += ["monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(tiny_bundle)]
     command += ["--meta_file", _files(tiny_bundle, "metadata.json")[0]]
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "adapter.safetensors").is_file()
     assert (tmp_path / "history.csv").read_text().count("\n") == 1 + 2
 

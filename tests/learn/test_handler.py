@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -349,3 +352,32 @@ def test_a_loader_without_a_batch_is_refused(toy_network: Build) -> None:
 def test_a_negative_seed_is_refused(refuse: Callable[[int], object]) -> None:
     with pytest.raises(ConfigError, match="0 or more"):
         refuse(-1)
+
+
+RUN_IN_A_PROCESS = """
+import atexit, pathlib, sys
+import torch, torch.distributed
+from amsam_med.learn.handler import leave_process_group
+
+def threads():
+    return [(thread / "comm").read_text().strip() for thread in pathlib.Path("/proc/self/task").iterdir()]
+
+def run():
+    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    network.of_a_cycle = network
+    network(torch.rand(1, 2)).sum().backward()
+    print("gloo" in "".join(threads()))
+    leave_process_group()
+
+atexit.register(lambda: print("gloo" in "".join(threads())))  # called after what run() registers
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+run()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
+def test_no_thread_of_the_process_group_outlives_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN_IN_A_PROCESS, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "False"]
