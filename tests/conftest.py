@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The same examples on every machine, and no deadline: a test may run beside a training.
 hypothesis.settings.register_profile("amsam", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("amsam")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
