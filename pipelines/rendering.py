@@ -79,8 +79,16 @@ def render(table: Table, store: Store, base: str, folder: Path, shots: Sequence[
         base: Of the rows that stand on one; rows without a base belong to every base's table.
         folder: Where the files go; made where it is missing.
         shots: Columns; the table's by default.
+
+    Raises:
+        DataError: Nothing of the table is on record.
     """
     lines, columns = collect(table, store, base, tuple(shots or table.shots))
+    if not lines:
+        raise DataError(
+            f"{store.path} holds nothing of {table.name} on {base}; run it without --render-only, or give the --output "
+            "and --base of a run"
+        )
     contents = {".md": as_markdown(table, lines, columns, base), ".tex": as_latex(table, lines, columns, base)}
     contents[".csv"] = as_csv(lines)
     paths = []

@@ -264,6 +264,12 @@ def test_a_missing_data_set_is_named(data: Path, tmp_path: Path) -> None:
         run.main(["table3_isic", "--data", str(data), "-o", str(tmp_path), "--base", "tiny", "--rows", "nothing"])
 
 
+def test_a_table_of_which_nothing_is_on_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"results\.sqlite holds nothing of table3_isic on tiny; run it"):
+        run.main(["table3_isic", "-o", str(tmp_path), "--base", "tiny", "--render-only"])
+    assert not (tmp_path / "tables").exists()
+
+
 def test_sams_mask_follows_the_prompt() -> None:
     logits = torch.arange(4.0)[None, :, None, None].expand(2, 4, 1, 1)
     prediction = Prediction(logits, torch.tensor([[0.9, 0.1, 0.5, 0.3]] * 2))
