@@ -39,6 +39,7 @@ from amsam_med.model import AmSam
 from amsam_med.report import BLUE, DOTS_PER_INCH, ORANGE
 from amsam_med.synthetic import write_dermoscopy
 from pipelines.cells import AM_SAM, TASKS, Bench, Job, Place, run_cell
+from pipelines.options import common_options
 from pipelines.store import Cell, Store
 
 BLO_SAM_JOB = Job(AM_SAM, {"prompt": "none", "calibration": "none"}, is_paper=True)
@@ -259,25 +260,21 @@ def _save(figure: Figure, path: Path) -> list[Path]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common_options()],
     )
     parser.add_argument("figure", choices=["figure1", "figure5", "figure6", *PANEL_SETS])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="the data folder")
     source.add_argument("--drawn", action="store_true", help="draw lesions instead (figures 1 and 4)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of results.sqlite")
     parser.add_argument("--documents", type=Path, help="where the figure goes (default: OUTPUT/figures)")
     parser.add_argument("--sets", nargs="+", choices=list(TASKS), help="data sets (default: the figure's)")
-    parser.add_argument("--base", default="tiny-general", help="tiny, tiny-general or SAM's own vit_b, vit_l, vit_h")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (figures 5 and 6)")
     parser.add_argument("--seed", type=int, default=0, help="of the training that figures 1, 4, 7 and 8 show")
     parser.add_argument("--images", type=int, default=4, help="rows of panels (figure 1: 2)")
     parser.add_argument("--shots", type=int, default=8, help="examples (figures 4, 7 and 8)")
-    parser.add_argument("--weights-dir", type=Path, help="folder of SAM's files")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch's name (here: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU (default: %(default)s)")
     return parser.parse_args(arguments)
 
 

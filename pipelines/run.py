@@ -21,6 +21,7 @@ import torch
 from amsam_med import weights
 from amsam_med.errors import AmsamError, DataError
 from pipelines.cells import Bench, Place, run_cell
+from pipelines.options import common_options
 from pipelines.rendering import render
 from pipelines.store import Store
 from pipelines.tables import PROFILES, Row, Table, read_table, table_names
@@ -49,17 +50,13 @@ def run_table(table: Table, place: Place, store: Store, rows: Sequence[Row], sho
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; ``--shots 4 8 16`` is why this is argparse."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common_options()],
     )
     parser.add_argument("table", choices=table_names(), metavar="TABLE", help=", ".join(table_names()))
     parser.add_argument("--data", type=Path, help="the data folder; not needed with --render-only")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of results.sqlite")
-    parser.add_argument(
-        "--base",
-        default="tiny-general",
-        choices=["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"],
-        help="what every SAM-based row starts from; vit_* are SAM's own (default: %(default)s)",
-    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0 (default: %(default)s)")
     parser.add_argument("--shots", type=int, nargs="+", help="numbers of examples (default: the table's)")
     parser.add_argument("--sets", nargs="+", help="data sets (default: the table's)")
@@ -67,11 +64,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="run only rows of these names, each in quotes")
     parser.add_argument("--profile", choices=PROFILES, default="full", help="cpu: smaller inputs for large networks")
     parser.add_argument("--pretrained", action="store_true", help="backbones start from published weights (network)")
-    parser.add_argument("--weights-dir", type=Path, help="folder of SAM's, FastSAM's and SAM 2's files")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch's name (here: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU (default: %(default)s)")
     parser.add_argument("--render-only", action="store_true", help="run nothing, render what OUTPUT holds")
     parser.add_argument("--documents", type=Path, help="where the rendered table goes (default: OUTPUT/tables)")
     return parser.parse_args(arguments)

@@ -173,6 +173,22 @@ class SeedHandler:
         torch.manual_seed(_mixed_seed(self.seed, engine.state.epoch))
 
 
+def leave_process_group() -> None:
+    """End this process's part in ``torch.distributed``: the last step of a run in several processes.
+
+    ``destroy_process_group`` alone leaves gloo's threads running, for ``DistributedDataParallel`` still owns the group.
+    A thread that lets go of a tensor while Python shuts down aborts the process (SIGABRT), after a run that went well.
+    So at exit, when nothing else of the run is in use, the group's last reference goes, which waits for its threads.
+    """
+    last_reference = [torch.distributed.group.WORLD]
+    torch.distributed.destroy_process_group()
+
+    @atexit.register
+    def release() -> None:
+        gc.collect()  # the trainer and its network are a cycle
+        last_reference.clear()
+
+
 class _NumberedBatches:
     """The batches of a loader, pass after pass, each a pure function of (seed, number).
 
@@ -245,22 +261,6 @@ def _check_optimizers(
 
 def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def leave_process_group() -> None:
-    """End this process's part in ``torch.distributed``: the last step of a run in several processes.
-
-    ``destroy_process_group`` alone leaves gloo's threads running, for ``DistributedDataParallel`` still owns the group.
-    A thread that lets go of a tensor while Python shuts down aborts the process (SIGABRT), after a run that went well.
-    So at exit, when nothing else of the run is in use, the group's last reference goes, which waits for its threads.
-    """
-    last_reference = [torch.distributed.group.WORLD]
-    torch.distributed.destroy_process_group()
-
-    @atexit.register
-    def release() -> None:
-        gc.collect()  # the trainer and its network are a cycle
-        last_reference.clear()
 
 
 def _averaged_over_ranks(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
