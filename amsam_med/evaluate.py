@@ -28,7 +28,7 @@ from monai.utils.misc import ImageMetaKey
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from amsam_med.bundle import model_overrides, open_bundle
+from amsam_med.bundle import Expression, model_overrides, open_bundle
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 from amsam_med.infer import PromptInferer
@@ -333,7 +333,7 @@ def evaluate(
 
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
-    overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
+    overrides["handlers"] = Expression("$[@scores]")  # StatsHandler is for log files; here it would only warn of none
     overrides |= model_overrides(
         options.adapter, options.base_weights, options.detector, options.device, options.test_views
     )

@@ -41,6 +41,14 @@ TINY_SIZE = 64
 """Side of the model input in tests, in pixels."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A settings folder for the tests, in which trust in their bundles is remembered; processes inherit it."""
+    folder = tmp_path_factory.mktemp("settings")
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle like ``amsam_isic`` with random weights at 64 pixels; its base is ``base.safetensors`` in its folder."""
@@ -50,6 +58,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from amsam_med.checkpoint import save_model
     from amsam_med.detect.yolo import YoloDetector, save_detector
     from amsam_med.model import build_amsam
+    from amsam_med.trust import trust
 
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("bundle") / "tiny_bundle"
@@ -64,6 +73,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = root / "configs" / name
         text = config.read_text().replace("input_size: 256", f"input_size: {TINY_SIZE}")
         config.write_text(text.replace("'$str(amsam_med.weights.find(@base))'", str(root / "base.safetensors")))
+    trust(root)
     return root
 
 

@@ -58,6 +58,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="Whose configuration to run."
 )
+@options.trust_bundle
 @options.detector
 @click.option(
     "--prompt",
@@ -106,6 +107,7 @@ def train(
     base: str,
     base_weights: Path | None,
     bundle: str,
+    trust_bundle: bool,
     detector: str | None,
     prompt: str,
     calibration: str,
@@ -172,7 +174,9 @@ def train(
     if base_weights is not None:
         overrides["base_file"] = str(base_weights)
     if device != "auto":
-        overrides["device"] = f"$torch.device({device!r})"
+        import torch
+
+        overrides["device"] = torch.device(device)
     if prompt == "none":
         overrides["detector_file"] = None
     elif detector == "none":
@@ -186,7 +190,7 @@ def train(
         result = run(
             data,
             output,
-            TrainOptions(bundle, overrides, resume),
+            TrainOptions(options.trusted(bundle, trust_bundle), overrides, resume),
             lambda done, total: encoded(done, total, ""),
             lambda epoch, total, dice: trained(epoch, total, f"Dice on D2 {dice:.3f}"),
         )
