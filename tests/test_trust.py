@@ -25,8 +25,9 @@ def nothing_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def foreign(tmp_path: Path) -> Path:
     """A bundle that leaves a folder behind when it is opened."""
     root = Path(shutil.copytree(REPOSITORY / "bundles" / "amsam_isic", tmp_path / "foreign"))
-    with (root / "configs" / "inference.yaml").open("a") as file:
-        file.write(f"odd: \"$__import__('os').mkdir('{tmp_path / 'PROOF'}')\"\nnetwork: '@odd'\n")
+    config = root / "configs" / "inference.yaml"
+    code = f"$__import__('os').mkdir('{tmp_path / 'PROOF'}')"
+    config.write_text(config.read_text().replace("initialize:", f'odd: "{code}"\ninitialize:\n  - "$@odd"', 1))
     return root
 
 
