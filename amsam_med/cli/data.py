@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amsam_med.cli.outputs import OutputPath
+
 if TYPE_CHECKING:
     from amsam_med.data.check import Findings
     from amsam_med.data.download import Progress
@@ -18,7 +20,7 @@ _out_option = click.option(
     "-o",
     "--output",
     "root",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputPath(file_okay=False),
     required=True,
     help="Folder to fill; made if missing.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
+from amsam_med.cli.outputs import OutputPath, tidy_end
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(no_args_is_help=True)
 @options.labelled_data
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
+@click.option("-o", "--output", type=OutputPath(file_okay=False), required=True, help="Folder to fill.")
 @click.option("--part", type=click.Choice(["train", "val", "test"]), help="Part of the set.  [default: test, if any]")
 @click.option(
     "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
@@ -60,7 +61,7 @@ def evaluate(
 
     model = (bundle or default_bundle(adapter), adapter, base_weights)
     chosen = EvaluateOptions(*model, part, detector, device, test_views)
-    with progress_bars("scoring") as (scored,):
+    with progress_bars("scoring") as (scored,), tidy_end("What was scored is lost: begin again."):
         result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)
 
