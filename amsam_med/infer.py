@@ -120,7 +120,7 @@ class PromptInferer(Inferer):
             boxes: Boxes from the caller, float ``(B, 4)``, xyxy pixels of the model input.
 
         Raises:
-            WeightsError: The network answers an image with NaN or infinities. A mask would hide that: it would be empty.
+            WeightsError: The network answers an image with NaN or infinities; its mask would be empty and say nothing.
         """
         threads = torch.get_num_threads()
         if inputs.device.type != "cpu" or (threads == 1 and len(inputs) == 1):

@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
-from email.message import Message
+from http.client import HTTPMessage
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeAlias
@@ -85,8 +85,8 @@ def download(
         progress: Called after every mebibyte.
 
     Raises:
-        DataError: The server cannot be reached, refuses, sends us elsewhere than to http or from https to http, or sends
-            more than it should; the disk is too small; or the file is not the published one.
+        DataError: The server cannot be reached, refuses, sends us elsewhere than to http or from https to http, or
+            sends more than it should; the disk is too small; or the file is not the published one.
     """
     path = Path(path)
     if not url.startswith(("http://", "https://")):
@@ -168,7 +168,7 @@ def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> Non
     """Unpack a ZIP below ``root``, after a check of all its names and of the free space.
 
     Raises:
-        DataError: The archive is damaged, encrypted, too large for the disk, or unpacks to far more than pictures would;
+        DataError: The archive is damaged, encrypted, too large for the disk, or unpacks to far more than pictures do;
             or it has a name that leads out of ``root``, or a link.
     """
     root = Path(root)
@@ -202,6 +202,8 @@ def _fetch(url: str, part: Path, size: int | None, progress: Progress | None) ->
             if _append(url, part, name, size, progress):
                 return
             reason = "the connection broke"
+        except DataError:
+            raise
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise DataError(f"{url}: the server answers {error.code} {error.reason}. Check the address") from error
@@ -242,9 +244,8 @@ def _append(url: str, part: Path, name: str, size: int | None, progress: Progres
                     progress(Step(name, file.tell(), total))
     if _length(part) > most:
         part.unlink()
-        raise DataError(
-            f"{name}: not the published file, the server sends more than {most:,} bytes. Try another mirror"
-        )
+        limit = f"got more than {most:,}, expected {most:,} bytes"
+        raise DataError(f"{name}: not the published file, {limit} at most. Try again, or another mirror")
     return total is None or _length(part) >= total
 
 
@@ -252,7 +253,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Where a server may send us: to http or https, and from https to https alone."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         """The request of the new address.
 
@@ -261,9 +262,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """
         allowed = ("https://",) if req.full_url.startswith("https://") else ("http://", "https://")
         if not newurl.lower().startswith(allowed):
-            raise DataError(
-                f"{req.full_url}: the server sends us to {newurl[:200]}, which is not safe. Try another mirror"
-            )
+            where = f"the server sends us to {newurl[:200]}, which is not safe"
+            raise DataError(f"{req.full_url}: {where}. Try another mirror")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -339,8 +339,8 @@ def _refuse_bomb(archive: Path, count: int, total: int) -> None:
     packed = archive.stat().st_size
     if count > _MOST_ENTRIES or total > _SPARED_BYTES + _LARGEST_RATIO * packed:
         raise DataError(
-            f"{archive.name}: {count:,} entries of {total / 1e9:.1f} GB in an archive of {packed / 1e9:.3f} GB, which no "
-            "set of pictures has. Nothing was unpacked; fetch the archive from its publisher"
+            f"{archive.name}: {count:,} entries of {total / 1e9:.1f} GB in an archive of {packed / 1e9:.3f} GB, which "
+            "no set of pictures has. Nothing was unpacked; fetch the archive from its publisher"
         )
 
 
@@ -352,6 +352,8 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path, arch
             return
         with content.open(member) as packed, atomic_path(target) as unfinished, unfinished.open("wb") as file:
             shutil.copyfileobj(packed, file, _CHUNK_BYTES)
+            if file.tell() != member.file_size:
+                raise zipfile.BadZipFile(f"{file.tell():,} bytes instead of {member.file_size:,}")
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise DataError(
             f"{archive_name}: {member.filename} cannot be unpacked ({error}). Delete it and fetch it again"
