@@ -36,15 +36,11 @@ def refuse_non_finite(
         WeightsError: An entry is no dense real tensor, or holds NaN or an infinity. Or ``error``, where given.
     """
     for key, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise error(f"{name}: {key!r} is not a plain tensor; {remedy}")
-        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _REAL):
-            raise error(f"{name}: {key!r} holds {tensor.dtype} values; expected floats of 16 to 64 bits; {remedy}")
-        if tensor.is_floating_point() and not bool(tensor.detach().float().isfinite().all()):
-            count = int((~tensor.detach().float().isfinite()).sum())
+        _refuse_unplain(key, tensor, name, remedy, error)
+        if tensor.is_floating_point() and not bool((is_finite := tensor.detach().float().isfinite()).all()):
             raise error(
-                f"{name}: {count:,} of {tensor.numel():,} values of {key!r} are NaN or infinite; a network with them "
-                f"answers nothing; {remedy}"
+                f"{name}: {int((~is_finite).sum()):,} of {tensor.numel():,} values of {key!r} are NaN or infinite; a "
+                f"network with them answers nothing; {remedy}"
             )
 
 
@@ -67,17 +63,37 @@ def refuse_unlike(
     Raises:
         WeightsError: Names, shapes or kinds of numbers differ, or see :func:`refuse_non_finite`.
     """
+    if not isinstance(state, Mapping):
+        raise error(f"{name}: holds no tensors by name; {remedy}")
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unknown:
         first = sorted(map(str, missing or unknown))[0]
         raise error(
             f"{name}: {len(missing)} tensors are missing and {len(unknown)} are unknown (first: {first!r}); {remedy}"
         )
-    refuse_non_finite(state, name, error=error)
     for key, tensor in state.items():
         own = expected[key]
+        _refuse_unplain(key, tensor, name, remedy, error)
         if tensor.shape != own.shape:
             shapes = f"the shape {tuple(tensor.shape)}; expected {tuple(own.shape)}"
             raise error(f"{name}: {key!r} has {shapes}; {remedy}")
         if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
             raise error(f"{name}: {key!r} holds {tensor.dtype} values; expected {own.dtype}; {remedy}")
+    refuse_non_finite(state, name, remedy, error)
+
+
+def _refuse_unplain(key: str, tensor: object, name: str, remedy: str, error: type[AmsamError]) -> None:
+    """Refuse what is no dense tensor of real numbers, each with a place of its own in memory.
+
+    A few bytes of a checkpoint may claim to be a tensor of any size, all of whose entries are the same number.
+    """
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.nbytes > tensor.untyped_storage().nbytes()
+    ):
+        raise error(f"{name}: {key!r} is not a plain tensor; {remedy}")
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _REAL):
+        raise error(f"{name}: {key!r} holds {tensor.dtype} values; expected floats of 16 to 64 bits; {remedy}")

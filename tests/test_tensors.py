@@ -35,10 +35,11 @@ def test_a_value_that_becomes_infinite_in_the_networks_precision_is_refused() ->
         torch.ones(2, 3).to(torch.float8_e4m3fn),
         torch.ones(2, 3).to_sparse(),
         torch.ones(2, 3, device="meta"),
+        torch.ones(1).expand(2**50),
         [1.0],
         None,
     ],
-    ids=["complex", "8 bits", "sparse", "without values", "list", "nothing"],
+    ids=["complex", "8 bits", "sparse", "without values", "repeated", "list", "nothing"],
 )
 def test_what_is_no_plain_tensor_of_floats_is_refused(tensor: Tensor) -> None:
     with pytest.raises(WeightsError, match=r"bad: 'weight' (is not a plain tensor|holds torch\.)"):
