@@ -327,8 +327,6 @@ def evaluate(
 
 def _evaluate(data: Path, output: Path, options: EvaluateOptions, progress: Progress | None) -> EvaluateResult:
     parser = open_bundle(options.bundle, "evaluate", _overrides(data, output, options))
-    if "handlers" not in options.overrides:
-        parser["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
     refuse_output_among(parser.get_parsed_content("data"), output)
     parser.get_parsed_content("initialize")
     scores: ScoreHandler = parser.get_parsed_content("scores")
@@ -344,6 +342,7 @@ def _evaluate(data: Path, output: Path, options: EvaluateOptions, progress: Prog
 
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
+    overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
     overrides |= model_overrides(
         options.adapter, options.base_weights, options.detector, options.device, options.test_views
     )

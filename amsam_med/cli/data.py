@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amsam_med.cli.outputs import OutputPath
-
 if TYPE_CHECKING:
     from amsam_med.data.check import Findings
     from amsam_med.data.download import Progress
@@ -20,7 +18,7 @@ _out_option = click.option(
     "-o",
     "--output",
     "root",
-    type=OutputPath(file_okay=False),
+    type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder to fill; made if missing.",
 )

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from amsam_med.cli.outputs import OutputPath
-
 
 @click.command(context_settings={"show_default": True})
-@click.option("-o", "--output", type=OutputPath(file_okay=False), default="demo", help="Folder to fill.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), default="demo", help="Folder to fill."
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=100, help="Epochs of the adapter's training.")
 def demo(output: Path, epochs: int) -> None:
     """Draw synthetic dermoscopy, segment it, train on eight images, and show the result on a page.

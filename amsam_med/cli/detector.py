@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amsam_med.cli.outputs import OutputPath, tidy_end
+from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
     from amsam_med.data.datalists import Item
@@ -33,7 +33,9 @@ def detector() -> None:
 @click.option(
     "--data", "folders", type=_folder, required=True, multiple=True, help="Labelled images; may be given repeatedly."
 )
-@click.option("-o", "--output", type=OutputPath(dir_okay=False), required=True, help="A .safetensors file.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .safetensors file."
+)
 @click.option(
     "--validation",
     type=_folder,
@@ -67,7 +69,7 @@ def detector() -> None:
     help="Side in pixels to which images are squashed; a multiple of 32.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def train(
     folders: tuple[Path, ...],
@@ -161,8 +163,7 @@ def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    is_watched = sys.stderr is not None and sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), disable=not is_watched, transient=True) as bars:
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
         task = bars.add_task("preparing images", total=None)
 
         def show(progress: TrainingProgress) -> None:

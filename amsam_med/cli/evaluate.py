@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
-from amsam_med.cli.outputs import OutputPath, tidy_end
+from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(no_args_is_help=True)
 @options.labelled_data
-@click.option("-o", "--output", type=OutputPath(file_okay=False), required=True, help="Folder to fill.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
 @click.option("--part", type=click.Choice(["train", "val", "test"]), help="Part of the set.  [default: test, if any]")
 @click.option(
     "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"

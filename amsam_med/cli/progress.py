@@ -13,7 +13,7 @@ Counter = Callable[[int, int, str], None]
 @contextmanager
 def progress_bars(*names: str) -> Iterator[list[Counter]]:
     """One bar a name, each told by its own counter."""
-    if sys.stderr is None or not sys.stderr.isatty():  # None: the caller has closed it
+    if not sys.stderr.isatty():
         yield [lambda *_: None for _ in names]
         return
     from rich.console import Console

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from amsam_med.cli import options
-from amsam_med.cli.outputs import OutputPath, tidy_end
+from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -40,7 +40,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 
 @click.command(no_args_is_help=True)
 @options.labelled_data
-@click.option("-o", "--output", type=OutputPath(file_okay=False), required=True, help="The run folder.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run folder.")
 @click.option(
     "--shots",
     metavar="K|all",
@@ -50,7 +50,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     help="How many examples to draw; the paper has 4, 8 and 16.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True, help="Of the draw and the training."
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the draw and the training."
 )
 @click.option(
     "--base",
@@ -97,9 +97,9 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.",
 )
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
-@click.option("--cache", type=OutputPath(file_okay=False), help="Keep embeddings there between runs.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
 @click.option(
-    "--input-size", type=click.IntRange(16, 4096), default=256, show_default=True, help="Model input in pixels."
+    "--input-size", type=click.IntRange(16, 2048), default=256, show_default=True, help="Model input in pixels."
 )
 @options.device
 @click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med import weights as registry
-from amsam_med.cli.outputs import OutputPath
 
 if TYPE_CHECKING:
     from amsam_med.data.download import Step
 
 _folder_option = click.option(
     "--weights-dir",
-    type=OutputPath(file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     envvar=registry.FOLDER_VARIABLE,
     show_envvar=True,
     help="A folder of weight files.",
@@ -73,9 +72,7 @@ def verify(ctx: click.Context, names: tuple[str, ...], weights_dir: Path | None)
 
 
 def _get_one(name: str, folder: Path | None, base_url: str | None) -> Path:
-    with click.progressbar(
-        length=1, label=name, file=sys.stderr, hidden=sys.stderr is None or not sys.stderr.isatty()
-    ) as bar:
+    with click.progressbar(length=1, label=name, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def show(step: Step) -> None:
             bar.length = step.total or step.done

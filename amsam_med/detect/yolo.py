@@ -37,7 +37,7 @@ from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.keys import Keys
 from amsam_med.locks import scratch_folder
 from amsam_med.machine import limits_named
-from amsam_med.tensors import refuse_non_finite, refuse_unlike
+from amsam_med.tensors import refuse_non_finite, refuse_other_shapes
 from amsam_med.views import MIRROR, view_boxes
 
 
@@ -267,7 +267,7 @@ def load_detector(path: str | Path, min_confidence: float | None = None, trust_p
     """
     path = Path(path)
     weights = read_weights(path, trust_pickle)
-    what = f"{path.name} does not hold a {ARCHITECTURE} with one class"
+    what = f"it does not hold a {ARCHITECTURE} with one class"
     if weights.class_count != 1:
         got = f"{path.name} finds {weights.class_count} classes"
         raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
@@ -276,10 +276,11 @@ def load_detector(path: str | Path, min_confidence: float | None = None, trust_p
         detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
     except ConfigError as error:
         raise WeightsError(f"{path.name}: {error}; {_REMEDY}") from None
-    refuse_unlike(weights.state, detector.network.state_dict(), what, _REMEDY)
+    refuse_other_shapes(weights.state, detector.network.state_dict(), path.name, f"{what}; {_REMEDY}")
+    refuse_non_finite(weights.state, path.name, _REMEDY)
     detector.network.load_state_dict(weights.state)
     detector.fuse()
-    refuse_non_finite(detector.network.state_dict(), what, _REMEDY)  # a variance below zero shows here
+    refuse_non_finite(detector.network.state_dict(), path.name, _REMEDY)  # a variance below zero shows here
     return detector
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amsam_med.errors import WeightsError
 from amsam_med.schema import Record, checked
-from amsam_med.tensors import refuse_non_finite, refuse_unlike
+from amsam_med.tensors import refuse_non_finite, refuse_other_shapes
 
 REMEDY = "delete the file, and --resume begins with the first epoch again"
 _LARGEST_NUMBER = 2**53
@@ -79,7 +79,7 @@ def read_checkpoint(path: Path, parts: Mapping[str, Any], epochs: int) -> dict[s
     limit = _SPARE_BYTES + _COPIES * sum(tensor.nbytes for tensor in own["adapter"].values())
     state = _load(path, limit)
     _refuse_other_keys(path, "", state, own)
-    refuse_unlike(state["adapter"], own["adapter"], str(path), REMEDY)
+    _refuse_other_tensors(path, state["adapter"], own["adapter"])
     for name in own.keys() - {"adapter", "record", "trainer"}:
         if isinstance(parts[name], torch.optim.Optimizer):
             _refuse_other_optimizer(path, name, state[name], own[name], parts[name])
@@ -151,13 +151,18 @@ def _refuse_other_values(path: Path, where: str, got: Any, own: Any) -> None:
         for number, (one, ours) in enumerate(zip(got, own, strict=True)):
             _refuse_other_values(path, f"{where}.{number}", one, ours)
     elif isinstance(own, Tensor):
-        refuse_unlike({where: got}, {where: own}, str(path), REMEDY)
+        _refuse_other_tensors(path, {where: got}, {where: own})
     elif isinstance(own, int | float) and not isinstance(own, bool):
         is_number = isinstance(got, int | float) and not isinstance(got, bool) and abs(got) <= _LARGEST_NUMBER
         if not is_number or not math.isfinite(got) or (isinstance(own, int) and not isinstance(got, int)):
             raise _fault(path, f"{where} is {_short(got)}; expected a number as {own!r}")
     elif type(got) is not type(own) or (isinstance(own, str) and got != own):
         raise _fault(path, f"{where} is {_short(got)}; expected {own!r}")
+
+
+def _refuse_other_tensors(path: Path, got: Any, own: Mapping[str, Tensor]) -> None:
+    refuse_other_shapes(got, own, str(path), REMEDY)
+    refuse_non_finite(got, str(path), REMEDY)
 
 
 def _refuse_other_keys(path: Path, where: str, got: Any, own: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where commands write: what they may be given, and how they leave when they are told to end."""
+"""How commands leave when they are told to end."""
 
 from __future__ import annotations
 
@@ -7,28 +7,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class OutputPath(click.Path):
-    """A path to write to: no empty word, which would mean the working directory."""
-
-    def __init__(self, **named: Any) -> None:
-        super().__init__(path_type=Path, **named)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse the empty word, and what no file system takes."""
-        if str(value) == "":
-            self.fail("the path is empty; for the working directory give .", param, ctx)
-        if "\0" in str(value):
-            self.fail("the path holds a NUL character", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 @contextmanager
