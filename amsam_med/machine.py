@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ def limits_named(output: Path, less_memory: str) -> Iterator[None]:
         DataError: A file could not be read or written: no room, no permission, gone.
         AmsamError: What the block raised, also where MONAI has wrapped it.
     """
+    engines = logging.getLogger("ignite.engine.engine")  # logs an error before it raises it; once is enough
+    level = engines.level
+    engines.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:
@@ -48,6 +52,8 @@ def limits_named(output: Path, less_memory: str) -> Iterator[None]:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise DataError(_of_disk(cause, output)) from error
         raise
+    finally:
+        engines.setLevel(level)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -47,6 +47,11 @@ def run_out_of_memory(_: Tensor) -> Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total of 8 GiB")
 
 
+def with_a_gradient_of_nan(loss: Tensor) -> Tensor:
+    loss.register_hook(lambda gradient: gradient * float("nan"))
+    return loss
+
+
 def run(bundle: Path, data: Path, folder: Path, resume: bool = False, **overrides: Any) -> None:
     train(data, folder, TrainOptions(str(bundle), {**SETTINGS, **overrides}, resume))
 
@@ -146,8 +151,8 @@ def test_a_training_that_diverges_says_so_and_keeps_the_best_adapter(
 def test_weights_that_diverge_after_the_last_loss_are_not_written(
     tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
-    loss = FailingLoss(3, lambda loss: loss * 1 + (loss - loss.detach()) * float("nan"))  # a gradient of NaN
-    with pytest.raises(ConfigError, match="diverged in epoch 1: (the network holds NaN|the loss of the upper level)"):
+    loss = FailingLoss(4, with_a_gradient_of_nan)
+    with pytest.raises(ConfigError, match="diverged in epoch 1: the network holds NaN or infinity"):
         run(tiny_bundle, labelled_folder, tmp_path, loss_function=loss)
     assert {path.name for path in tmp_path.iterdir()} == {"split.json"}
 
@@ -176,7 +181,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_full_disk_is_one_sentence_and_leaves_whole_files(
     size: int, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="cannot be read or written .*; make room"), files_of_at_most(size):
+    with pytest.raises(DataError, match=r"cannot be read or written .*; make room"), files_of_at_most(size):
         run(tiny_bundle, labelled_folder, tmp_path / "run")
     left = {path.name for path in (tmp_path / "run").glob("*")}
     assert left <= {"split.json", "adapter.safetensors", "history.csv"}
@@ -232,7 +237,7 @@ def test_a_run_that_is_told_to_end_goes_on_to_the_same_adapter(
     assert not [*(tmp_path / "run").glob(".*")]
 
 
-NAMES = ["$a$_$\\frac$.png", "图像.png", "<b>&.png", "=1+1.png", "a b%c@d::e.png", "\u202egnp.png"]
+NAMES = ["$a$_$\\frac$.png", "图像.png", "<b>&.png", "=1+1.png", "a b%c@d::e.png", os.fsdecode(b"\xff.png")]
 
 
 def test_images_of_any_name_are_trained_on_and_resumed(
@@ -240,11 +245,9 @@ def test_images_of_any_name_are_trained_on_and_resumed(
 ) -> None:
     for kind in ("images", "masks"):
         (tmp_path / "data" / kind).mkdir(parents=True)
-        for source, name in zip(
-            sorted((labelled_folder / kind).iterdir()), [*NAMES[:5], os.fsdecode(b"\xff.png")], strict=True
-        ):
+        for source, name in zip(sorted((labelled_folder / kind).iterdir()), NAMES, strict=True):
             with Image.open(source) as picture:
-                picture.save(os.fsencode(tmp_path / "data" / kind / name).decode("utf-8", "surrogateescape"), "PNG")
+                picture.save(tmp_path / "data" / kind / name, "PNG")
     for resume in (False, True):
         run(tiny_bundle, tmp_path / "data", tmp_path / "run", resume, shots=6)
     split = (tmp_path / "run" / "split.json").read_bytes().decode("utf-8")
