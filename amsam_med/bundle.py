@@ -7,7 +7,7 @@ as Python values and never as text of it: a path that starts with ``$`` is a pat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from monai.bundle.config_parser import ConfigParser
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
+from amsam_med.machine import causes, is_out_of_memory
 from amsam_med.model import AmSam
 from amsam_med.trust import bundle_digest, refuse_untrusted
 from amsam_med.views import ViewKind
@@ -100,17 +101,13 @@ class BundleParser(ConfigParser):
         """
         try:
             return super().get_parsed_content(id, **kwargs)
-        except MemoryError:
-            raise
         except Exception as error:
-            causes = list(_causes(error))
-            if own := next((cause for cause in causes if isinstance(cause, AmsamError)), None):
+            chain = list(causes(error))
+            if own := next((cause for cause in chain if isinstance(cause, AmsamError)), None):
                 raise own from None
-            if not self.foreign_name or any(
-                isinstance(cause, MemoryError | torch.OutOfMemoryError) for cause in causes
-            ):
+            if not self.foreign_name or any(map(is_out_of_memory, chain)):
                 raise
-            reason = " ".join(f"{type(causes[-1]).__name__}: {causes[-1]}".split())[:300]
+            reason = " ".join(f"{type(chain[-1]).__name__}: {chain[-1]}".split())[:300]
             raise ConfigError(
                 f"bundle {self.foreign_name}: its part {id!r} cannot be built ({reason}); mend its configuration, or "
                 "compare it with that of a shipped bundle"
@@ -287,14 +284,6 @@ def _refuse_other_bundle(adapter: Path, root: Path) -> None:
 
 def _is_shipped(root: Path) -> bool:
     return root.parent == weights.bundles_folder().resolve()
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, what that came from, ..."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
 
 
 def _as_configuration(value: Any) -> Any:

@@ -179,6 +179,7 @@ def load_model(network: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        refuse_other_shapes(state, network.state_dict(), f"{path} does not hold this network: it", "fetch it again")
         refuse_non_finite(state, str(path))
         network.load_state_dict(state)
     except WeightsError:

@@ -10,11 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from amsam_med.errors import WeightsError
+from amsam_med.errors import AmsamError, WeightsError
 
 HEADER_LIMIT = 2**20
 """The longest header of a safetensors file that is read, in bytes; ours have some 30,000."""
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # 8-bit floats are forms that ours do not read
 
 
 def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -52,28 +53,33 @@ def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[di
     return state, header
 
 
-def refuse_non_finite(state: Mapping[str, object], name: str) -> None:
+def refuse_non_finite(
+    state: Mapping[str, object],
+    name: str,
+    remedy: str = "fetch the file again, or train it again with a smaller rate",
+    error: type[AmsamError] = WeightsError,
+) -> None:
     """Let only weights pass that a network can compute with.
 
     Args:
-        state: Tensors by name.
+        state: Tensors by name. Integers may have any value; floats must be finite as float32.
         name: Of their file, for the message.
+        remedy: What the user can do, for the message.
+        error: The kind of error to raise.
 
     Raises:
-        WeightsError: An entry is no tensor, or holds NaN or infinity.
+        WeightsError: An entry is no dense tensor of real numbers, or holds NaN or infinity; or ``error``, where given.
     """
-    for key, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise WeightsError(f"{name} holds {ascii(key)[:80]}, which is no tensor; fetch the file again")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise WeightsError(
-                f"{name} holds NaN or infinity (first: {ascii(key)[:80]}), which no network can compute with; "
-                "fetch the file again, or train it again with a smaller rate"
+    for key, value in state.items():
+        tensor = _plain(key, value, name, remedy, error)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach().float()).all()):
+            raise error(
+                f"{name} holds NaN or infinity (first: {ascii(key)[:80]}), which no network can compute with; {remedy}"
             )
 
 
 def refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, remedy: str) -> None:
-    """Let only weights pass that are those of a network: the same names and shapes, floats where it has floats.
+    """Let only weights pass that are those of a network: the same names and shapes, floats of any width for its floats.
 
     Args:
         state: Tensors by name, from a file.
@@ -84,12 +90,34 @@ def refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], 
     Raises:
         WeightsError: They differ.
     """
-    if different := sorted(own.keys() ^ state.keys()):
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{name} holds no tensors by name; {remedy}")
+    if different := sorted(map(str, own.keys() ^ state.keys())):
         has = "lacks" if different[0] in own else "holds the unknown"
         raise WeightsError(f"{name} {has} part {ascii(different[0])[:80]} ({len(different)} differ); {remedy}")
     for key, tensor in state.items():
-        if tensor.shape != own[key].shape or tensor.is_floating_point() != own[key].is_floating_point():
+        _plain(key, tensor, name, remedy, WeightsError)
+        is_other_kind = tensor.dtype != own[key].dtype and not (
+            tensor.is_floating_point() and own[key].is_floating_point()
+        )
+        if tensor.shape != own[key].shape or is_other_kind:
             raise WeightsError(
                 f"{name} holds {key} of shape {tuple(tensor.shape)} and type {tensor.dtype}, expected "
                 f"{tuple(own[key].shape)} and {own[key].dtype}; {remedy}"
             )
+
+
+def _plain(key: str, value: object, name: str, remedy: str, error: type[AmsamError]) -> Tensor:
+    """A dense tensor of real numbers, each with a place of its own in memory, and nothing else.
+
+    A few bytes of a checkpoint may claim to be a tensor of any size, all of whose entries are one number.
+    """
+    is_tensor = (
+        isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    )
+    if not isinstance(value, Tensor) or not is_tensor or value.nbytes > value.untyped_storage().nbytes():
+        raise error(f"{name} holds {ascii(key)[:80]}, which is no tensor of plain numbers; {remedy}")
+    if value.is_complex() or (value.is_floating_point() and value.dtype not in _REAL):
+        kind = f"of type {value.dtype}; expected floats of 16 to 64 bits"
+        raise error(f"{name} holds {ascii(key)[:80]} {kind}; {remedy}")
+    return value

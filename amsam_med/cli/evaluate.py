@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
+from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def evaluate(
 
     model = (options.trusted(bundle or default_bundle(adapter), trust_bundle), adapter, base_weights)
     chosen = EvaluateOptions(*model, part, detector, device, test_views)
-    with progress_bars("scoring") as (scored,):
+    with progress_bars("scoring") as (scored,), tidy_end("What was scored is lost: begin again."):
         result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)
 
