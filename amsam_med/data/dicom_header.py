@@ -200,12 +200,10 @@ class _Inflated:
         if not self._ahead:
             if self._place > INFLATED_LIMIT:
                 raise DataError("a deflated DICOM header that does not end; it is damaged, or no image")
-            packed = self._inflater.unconsumed_tail or self._file.read(_BLOCK)
-            while not self._inflater.eof and packed and not self._ahead:
-                self._ahead = self._inflater.decompress(packed, _BLOCK)
+            packed: bytes | None = None
+            while not self._ahead and not self._inflater.eof and packed != b"":
                 packed = self._inflater.unconsumed_tail or self._file.read(_BLOCK)
-            if not self._ahead:
-                return b""
+                self._ahead = self._inflater.decompress(packed, _BLOCK)
         some, self._ahead = self._ahead[:most], self._ahead[most:]
         return some
 
@@ -451,9 +449,9 @@ def _parsed(content: bytes, is_implicit: bool, is_little: bool) -> Dataset:
     # pydicom looks at the first element to find out about the encoding, which might be an odd one
     order = "<" if is_little else ">"
     encoding = struct.pack("<L", 4) if is_implicit else b"UL" + struct.pack(f"{order}H", 4)
-    first = struct.pack(f"{order}HH", 8, 0) + encoding + bytes(4)
+    first = struct.pack(f"{order}HH", 1, 1) + encoding + bytes(4)
     dataset = read_dataset(io.BytesIO(first + content), is_implicit, is_little)
-    del dataset[8, 0]
+    del dataset[1, 1]
     return dataset
 
 
