@@ -26,8 +26,9 @@ from amsam_med.data.dicom_seg import write_dicom_seg
 from amsam_med.data.readers import image_size
 from amsam_med.data.writers import OUTLINE_COLOURS, dicom_labels, write_mask_png
 from amsam_med.errors import DataError
-from amsam_med.label.datastores import DICOM, PNG, VOLUMES, read_label, write_volume
+from amsam_med.label.datastores import DICOM, PNG
 from amsam_med.label.models import Clicks, Found, LabelModel
+from amsam_med.label.volumes import VOLUMES, read_label, write_volume
 
 DRAWINGS: Mapping[str, Callable[[dict[str, Any]], tuple[str, int]]] = {
     "asap": create_asap_annotations_xml,

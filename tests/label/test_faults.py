@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pipelines.monailabel.process import Server, wait_for_training
 
+DETACHED = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: /proc/self/fd/7\n"
+
 pytestmark = [  # MONAI Label's client leaves its sockets open
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -134,6 +136,7 @@ def test_a_good_upload_is_an_image_from_then_on(server: Server, drawn: Path) -> 
     [
         ("x.png", b"x", "not an image of a known format or damaged"),
         ("x.nrrd", b"x", "damaged or not of that format"),
+        ("x.nrrd", DETACHED, "field 'data file' is not taken"),
         ("x.exe", b"x", "expected one of .png"),
     ],
 )
