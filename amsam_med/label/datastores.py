@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -43,6 +44,9 @@ LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)
 
 _FRESH_SECONDS = 5.0  # for which what a DICOMweb server has listed is taken for granted
 _STUDY_LEVEL = ("StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "AccessionNumber", "StudyDescription")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+_UID = r"(?=[0-9.]{1,64}(/|$))[0-9]+(\.[0-9]+)*"
+_MEMBER = re.compile(f"{_UID}/{_UID}/{_UID}")  # study, series and instance; they become names of files
 _BY_PEOPLE = ("MANUAL", "SEMIAUTOMATIC")
 
 _log = logging.getLogger(__name__)
@@ -157,7 +161,10 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
             DataError: The label cannot be read, or has another size than its image.
         """
         self._checked_label(image_id, Path(label_filename), label_tag)
-        note = self._checked_note(label_info, image_id)
+        note = dict(_mapping(label_info or {}))
+        if isinstance(params := note.get("params"), Mapping):  # without the polygons of a mask that is kept anyway
+            note["params"] = {name: value for name, value in params.items() if name != "annotations"}
+        note = self._checked_note(note, image_id)
         ending = next(ending for ending in LABEL_ENDINGS if label_filename.lower().endswith(ending))
         path = self._own_place(self._root / "labels" / label_tag / f"{image_id}{ending}")
         info = {**note, "ts": int(time.time()), "name": path.name}
@@ -346,6 +353,7 @@ class DicomWebStudies(FolderStudies):
         self._known_segmentations: set[str] = set()
         self._listed_at = -_FRESH_SECONDS
         self._lock = threading.RLock()
+        self._left_out: set[str] = set()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         super().__init__(folder, [f"*{ending}" for ending in (DICOM, *LABEL_ENDINGS)], is_watched=False)
         self._list()
@@ -461,7 +469,7 @@ class DicomWebStudies(FolderStudies):
             if time.monotonic() - self._listed_at < _FRESH_SECONDS:
                 return
             self._init_from_datastore_file()  # a training, which is another process, may have fetched labels
-            found = list(self._server.instances(self._query))
+            found = [member for member in self._server.instances(self._query) if self._is_member(member)]
             of_series = Counter(member.rsplit("/", 1)[0] for member in found)
             self._members = {}
             for member in found:
@@ -470,16 +478,33 @@ class DicomWebStudies(FolderStudies):
                 self._members[series if of_series[study_and_series] == 1 else instance] = member
             by_instance = {member.rsplit("/", 1)[1]: image for image, member in self._members.items()}
             narrowed = {name: value for name, value in self._query.items() if name in _STUDY_LEVEL}
-            segmentations = set(self._server.segmentations(narrowed))
+            segmentations = {one for one in self._server.segmentations(narrowed) if self._is_member(one)}
             for member in segmentations - self._known_segmentations:
                 self._note(member, by_instance)
             self._known_segmentations = segmentations
             self._reviewed = {image: noted for image, noted in self._reviewed.items() if noted[1] in segmentations}
             self._listed_at = time.monotonic()
 
+    def _is_member(self, member: str) -> bool:
+        """Whether UIDs are some; a server may send anything."""
+        is_one = bool(_MEMBER.fullmatch(member))
+        if not is_one:
+            self._leave_out(Path(ascii(member[:200])), "its UIDs are none")
+        return is_one
+
     def _note(self, member: str, by_instance: Mapping[str, str]) -> None:
         """Note a segmentation on the server if it is a person's, of one of the images."""
-        header = pydicom.dcmread(io.BytesIO(self._server.instance(member)), stop_before_pixels=True)
+        content = self._server.instance(member)
+        if _DEFLATED in content[:1024]:  # it might unpack to any size
+            _log.warning("The segmentation %s is compressed as a whole; it is left out", member)
+            return
+        try:
+            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+            self._note_header(member, header, by_instance)
+        except Exception as error:  # a damaged dataset raises nearly anything when it is read
+            _log.warning("The segmentation %s is left out: %s", member, type(error).__name__)
+
+    def _note_header(self, member: str, header: pydicom.Dataset, by_instance: Mapping[str, str]) -> None:
         instances = [
             str(instance.ReferencedSOPInstanceUID)
             for series in header.get("ReferencedSeriesSequence") or []
@@ -496,7 +521,9 @@ class DicomWebStudies(FolderStudies):
         self.get_image_uri(image)
         instance = self._members[image].rsplit("/", 1)[1]
         try:
-            read = highdicom().seg.segread(io.BytesIO(self._server.instance(member)))
+            if _DEFLATED in (content := self._server.instance(member))[:1024]:
+                raise DataError("it is compressed as a whole")
+            read = highdicom().seg.segread(io.BytesIO(content))
             (mask,) = read.get_pixels_by_source_instance(
                 [instance], combine_segments=True, ignore_spatial_locations=True, skip_overlap_checks=True
             )
@@ -505,7 +532,7 @@ class DicomWebStudies(FolderStudies):
                 write_mask_png(mask.astype(np.uint8), label)
                 info = {"SOPInstanceUID": member.rsplit("/", 1)[1]}
                 super().save_label(image, str(label), DefaultLabelTag.FINAL, info)
-        except (DataError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # as above
             _log.warning("The segmentation %s is no label: %s", member, error)
 
     def _uids(self, image_id: str) -> dict[str, str]:
