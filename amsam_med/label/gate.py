@@ -109,12 +109,14 @@ class Gate:
         except Exception as error:
             if is_answered:
                 raise
+            if body.refusal is not None:
+                return
             _log.exception("A request was not answered: %s", type(error).__name__)
             await _answer(send, Refusal(500, "the server could not answer this request; its log says why"))
         finally:
             self._uploaded -= body.taken
-        if body.refusal is not None and not is_answered:
-            await _answer(send, body.refusal)
+            if body.refusal is not None and not is_answered:
+                await _answer(send, body.refusal)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pipelines.monailabel.process import Server, wait_for_training
 
-DETACHED = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: /proc/self/fd/7\n"
+DETACHED = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: /proc/self/fd/7\n\n"
 
 pytestmark = [  # MONAI Label's client leaves its sockets open
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -49,11 +49,17 @@ def post(server: Server, path: str, **what: Any) -> tuple[int, str]:
         ("/infer/amsam_isic?image=x", {"data": {"params": "{not json"}}, 400, "params is not JSON"),
         ("/infer/amsam_isic?image=x", {"data": {"params": "[1]"}}, 400, "the request is not what is expected"),
         ("/infer/amsam_isic?image=x", {"headers": {"Origin": "http://evil.example"}}, 403, "pages of other sites"),
-        ("/reload", {}, 404, "restart the server"),
+        ("/reload", {}, 404, "Not Found"),
+        ("/logs/", {}, 404, "Not Found"),
+        ("/session/x", {}, 404, "Not Found"),
+        ("/model/amsam_isic", {}, 404, "Not Found"),
+        ("/infer/amsam_isic?session_id=x", {}, 404, "keeps no sessions"),
+        ("/train/amsam_isic?run_sync=true", {}, 400, "leave run_sync out"),
+        ("/infer/amsam_isic?image=x", {"headers": {"Host": "evil.example:8000"}}, 421, "evil.example:8000"),
         ("/proxy/dicom/qido/studies", {}, 404, "the studies are a folder"),
         ("/activelearning/none", {"json": {}}, 404, "no such strategy"),
         ("/train/none", {"json": {}}, 404, "there is no model 'none'"),
-        ("/scoring/none", {"json": {}}, 200, ""),
+        ("/scoring/none", {"json": {}}, 404, "there is no method 'none'"),
     ],
 )
 def test_a_wrong_request_gets_a_plain_answer(
@@ -172,7 +178,7 @@ def test_no_request_makes_the_server_stumble(server: Server) -> None:
             answer = requests.request(method, url, params=dict.fromkeys(wanted, value), timeout=60, **body)
             if answer.status_code >= 500:
                 stumbled.append((method, path, body, value, answer.text[:200]))
-    assert len(paths) > 20
+    assert len(paths) > 15
     assert stumbled == []
 
 
@@ -190,7 +196,7 @@ def test_a_body_that_does_not_say_how_huge_it_is_is_cut_off(server: Server) -> N
 
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     answer = requests.post(f"{server.address}/infer/amsam_isic", data=body(), headers=form, timeout=120)
-    assert (answer.status_code, requests.get(f"{server.address}/info/", timeout=10).status_code) == (400, 200)
+    assert (answer.status_code, requests.get(f"{server.address}/info/", timeout=10).status_code) == (413, 200)
 
 
 def test_a_killed_training_leaves_labels_and_model_as_they_were(
