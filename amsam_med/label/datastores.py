@@ -81,12 +81,11 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
     ) -> None:
         self._root, self._follows_links = folder.resolve(), follows_links
         self._left_out: set[str] = set()
-        for name, is_kind in (("labels", Path.is_dir), (".lock", Path.is_file), (INDEX, Path.is_file)):
+        for name in (".lock", INDEX, "labels", *(f"labels/{tag.value}" for tag in DefaultLabelTag)):
             place = folder / name
-            if place.is_symlink() or (place.exists() and not is_kind(place)):
-                raise ConfigError(
-                    f"{place} is not the server's own file or folder, but a link or another thing; remove it"
-                )
+            is_kind = place.is_dir() if name.startswith("labels") else place.is_file()
+            if place.is_symlink() or (place.exists() and not is_kind):
+                raise ConfigError(f"{name} in {folder} is a link or another thing than the server makes; remove it")
         super().__init__(str(folder), extensions=endings, auto_reload=is_watched, read_only=is_read_only)
 
     def get_image_uri(self, image_id: str) -> str:
@@ -243,9 +242,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
             if not name.isprintable():  # lone surrogates, which stand for bytes that are not UTF-8, are not
                 self._leave_out(Path(path) / name, "a name that cannot be shown; rename it")
             elif not self._is_inside(Path(path) / name):
-                self._leave_out(
-                    Path(path) / name, "a link out of the folder of studies; copy it there, or --follow-links"
-                )
+                self._leave_out(Path(path) / name, "a link out of the folder of studies; copy it, or --follow-links")
             elif not (Path(path) / name).is_dir():
                 found[name] = name
         return found
