@@ -68,6 +68,7 @@ _DICOMWEB_PATH = re.compile(r"(studies|series|instances)(/[A-Za-z0-9][A-Za-z0-9.
 _SENT_ON = re.compile(  # kinds of answers that no browser takes for a page
     r"(application/(dicom|dicom\+json|json|octet-stream)|multipart/related|image/(?!svg)[\w.+-]+|video/[\w.+-]+)(;.*)?"
 )
+_FOLDERS = re.compile(r"""(?<![\w.])/(?:[^\s/:;,'"()]+/)+""")
 _LONGEST_TEXT = 300
 
 
@@ -163,6 +164,8 @@ def _mend_monailabel() -> None:
     infer.binary_to_image = _no_scribbles
     ohif.get_ohif = _ohif_page
     AsyncTask.run = staticmethod(functools.partial(_run_task, AsyncTask.run))
+    AsyncTask.status = staticmethod(functools.partial(_task_status, AsyncTask.status))
+    AsyncTask.stop = staticmethod(lambda method, stop=AsyncTask.stop: _shown_task(stop(method)))
 
 
 def _claims(token: str, key: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,6 +234,18 @@ def _run_task(
         return None, f"{WAITING_TASKS} are waiting already; start another one when one of them has ended"
     del listed[: max(0, len(listed) - KEPT_TASKS)]
     return run(method, given, None, force_sync, enqueue)
+
+
+def _task_status(status: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    found, why = status(*given, **more)
+    return ([_shown_task(one) for one in found] if isinstance(found, list) else _shown_task(found)), why
+
+
+def _shown_task(task: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A task as clients see it: the last lines of its process are without the folders of this machine."""
+    if task is None:
+        return None
+    return {**task, "details": [_FOLDERS.sub("", line) for line in task.get("details", ())]}
 
 
 def _images_of(given: Mapping[str, Any], app: Any) -> int:
