@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import http.server
 import itertools
 import json
 import re
@@ -15,11 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 import requests
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pipelines.monailabel.process import Server, wait_for_training
 
@@ -252,56 +247,3 @@ def test_eight_clients_at_once_are_all_answered(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert answers == [200] * 32
-
-
-@pytest.fixture
-def realm() -> Iterator[tuple[str, rsa.RSAPrivateKey]]:
-    """What Keycloak says of a realm, and the key that its tokens are signed with."""
-    key = rsa.generate_private_key(65537, 2048)
-    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    content = json.dumps({"realm": "clinic", "public_key": base64.b64encode(public).decode()}).encode()
-
-    class Realm(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Realm)
-    threading.Thread(target=server.serve_forever).start()
-    yield f"http://127.0.0.1:{server.server_port}/realms/clinic", key
-    server.shutdown()
-    server.server_close()
-
-
-def test_authentication_lets_in_whom_the_realm_knows(
-    serve: Callable[..., Server], drawn: Path, tmp_path: Path, realm: tuple[str, rsa.RSAPrivateKey]
-) -> None:
-    studies, (uri, key) = tmp_path / "studies", realm
-    shutil.copytree(drawn / "images", studies)
-    switched_on = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": uri}
-    server = serve(studies, "--models", "amsam_isic", environment=switched_on)
-
-    def status(method: str, path: str, token: str | None) -> int:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        return requests.request(method, server.address + path, headers=headers, timeout=60).status_code
-
-    def token(signed_with: Any, algorithm: str, *roles: str, age: int = 0) -> str:
-        claims = {"preferred_username": "someone", "realm_access": {"roles": roles}, "exp": time.time() + 60 - age}
-        return jwt.encode(claims, signed_with, algorithm)
-
-    stranger = rsa.generate_private_key(65537, 2048)
-    user, forged = token(key, "RS256", "monailabel-user"), token(stranger, "RS256", "monailabel-admin")
-    image = min(path.stem for path in (drawn / "images").iterdir())
-    try:
-        assert [status("GET", "/datastore/", one) for one in (None, "rubbish", forged)] == [401, 401, 401]
-        assert status("GET", "/datastore/", token(key, "RS256", "monailabel-user", age=120)) == 401
-        assert status("GET", "/datastore/", token("x" * 32, "HS256", "monailabel-user")) == 401
-        assert status("GET", "/datastore/", user) == 200
-        assert status("POST", f"/infer/amsam_isic?image={image}&output=json", user) == 200
-        assert status("DELETE", f"/datastore/image?id={image}", user) == 403  # that takes an administrator
-    finally:
-        server.stop()
