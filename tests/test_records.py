@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import shutil
 import sqlite3
+import stat
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from amsam_med.data.tables import read_table
 from amsam_med.errors import ConfigError
 from amsam_med.records import COLUMNS, Picture, Records, Row, read_run
 
@@ -43,7 +45,8 @@ def recorded(folder: Path, *files: str, **cells: object) -> None:
 
 
 def done(folder: Path, file: str, picture: int | None = None, **cells: object) -> Picture:
-    result = folder / "masks" / f"{Path(file).stem}{picture or ''}.png"
+    number = f"_{picture:04}" if picture else ""
+    result = folder / "masks" / f"{Path(file).stem}{number}_segmentation.png"
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_bytes(b"mask")
     row = Row(file, picture, "digest", files={"mask_file": result.relative_to(folder).as_posix()}, **cells)  # type: ignore[arg-type]
@@ -51,8 +54,7 @@ def done(folder: Path, file: str, picture: int | None = None, **cells: object) -
 
 
 def table_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "results.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return list(csv.DictReader(stream))
+    return list(read_table(folder / "results.csv"))
 
 
 def change(folder: Path, statement: str) -> None:
@@ -69,7 +71,7 @@ def test_what_was_recorded_is_there_in_the_next_run(folder: Path) -> None:
     earlier = records.earlier("a")
     assert earlier is not None
     assert (earlier.file, earlier.sha256, earlier.formats, earlier.is_done) == ("in/a.png", "digest", ("png",), True)
-    assert earlier.results == {"masks/a.png"}
+    assert earlier.results == {"masks/a_segmentation.png"}
     assert records.earlier("c") is None
     assert [(cells["file"], thumbnail) for cells, thumbnail in records.pictures()] == [
         ("in/a.png", b"thumbnail"),
@@ -81,7 +83,7 @@ def test_what_was_recorded_is_there_in_the_next_run(folder: Path) -> None:
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "empty"])
 def test_a_file_whose_result_is_gone_or_empty_is_not_done(spoil: Callable[[Path], object], folder: Path) -> None:
     recorded(folder, "a.png")
-    spoil(folder / "masks" / "a.png")
+    spoil(folder / "masks" / "a_segmentation.png")
     records = begun(folder)
     earlier = records.earlier("a")
     assert earlier is not None
@@ -214,14 +216,58 @@ def test_half_written_results_of_a_killed_run_are_deleted_and_nothing_else(folde
     assert all(path.exists() for path in kept)
 
 
-def test_the_salt_is_the_folders_own_for_all_its_runs(folder: Path, tmp_path: Path) -> None:
-    salts = []
-    for place in (folder, folder, tmp_path / "other"):
-        records = begun(place)
-        salts.append(records.salt)
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def secret_of(folder: Path) -> str:
+    records = begun(folder)
+    try:
+        return records.secret()
+    finally:
         end(records)
-    assert salts[0] == salts[1] != salts[2]
-    assert len(salts[0]) == 32
+
+
+@pytest.mark.usefixtures("state")
+def test_the_secret_is_the_folders_own_for_all_its_runs(folder: Path, tmp_path: Path) -> None:
+    secrets = [secret_of(place) for place in (folder, folder, tmp_path / "other")]
+    assert secrets[0] == secrets[1] != secrets[2]
+    assert len(secrets[0]) == 64
+
+
+def test_nothing_in_the_folder_tells_the_secret(folder: Path, state: Path) -> None:
+    secret = secret_of(folder)
+    (key,) = [path for path in state.rglob("*") if path.is_file()]
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert secret.encode() not in kept
+    assert key.read_bytes().strip() not in kept
+
+
+def test_a_folder_that_another_user_has_begun_is_refused_until_the_secret_is_there(folder: Path, state: Path) -> None:
+    secret = secret_of(folder)
+    shutil.move(state, state.with_name("elsewhere"))
+    with pytest.raises(ConfigError, match=r"made with another secret; bring .*deidentify\.key from where it was begun"):
+        secret_of(folder)
+    shutil.rmtree(state)
+    shutil.move(state.with_name("elsewhere"), state)
+    assert secret_of(folder) == secret
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "fault"), [("a" * 64, 0o644, "others can read"), ("short", 0o600, "not the secret")]
+)
+def test_a_secret_that_others_can_read_or_that_is_none_is_refused(
+    content: str, mode: int, fault: str, folder: Path, state: Path
+) -> None:
+    secret_of(folder)
+    (state / "amsam-med" / "deidentify.key").write_text(content)
+    (state / "amsam-med" / "deidentify.key").chmod(mode)
+    with pytest.raises(ConfigError, match=fault):
+        secret_of(folder)
 
 
 def test_run_json_says_how_the_run_stands(folder: Path) -> None:
