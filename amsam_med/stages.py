@@ -674,6 +674,8 @@ def _state(path: Path) -> tuple[int, int]:
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "this machine has too little memory for it. Close other programs, or give a smaller --batch-size"
+    if isinstance(error, RecursionError):
+        return "it lies too many folders deep. Move it up"
     if isinstance(error, AmsamError):
         return str(error)
     return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"

@@ -70,8 +70,8 @@ class LazyGroup(click.Group):
             tempfile.gettempdir()  # torch, without one, fails in places that say nothing of it
         except OSError as error:
             raise click.ClickException(
-                f"{error.strerror or error}. Make room in one of these, or name another one in the environment variable "
-                "TMPDIR"
+                f"{error.strerror or error}. Make room in one of these, or name another one in the environment "
+                "variable TMPDIR"
             ) from error
         try:
             super().invoke(ctx)
