@@ -147,7 +147,8 @@ class Inputs:
         word = self._with_replaced(parts) if parts else word
         telling = self._files.execute("SELECT path, part FROM replaced LIMIT ?", (_TELLING_WORDS,))
         for path, part in telling:
-            word = word.replace(PurePosixPath(_as_text(path)).name, _as_text(part))
+            name = PurePosixPath(_as_text(path))
+            word = word.replace(name.name, _as_text(part)).replace(name.stem, _as_text(part))
         return word
 
     def __len__(self) -> int:
@@ -195,7 +196,9 @@ class Inputs:
             at = place - len(before) + len(folders)  # both end alike
             if 0 <= at < len(folders) - 1:
                 folders[at] = after[place]
-            file = file._replace(error=file.error.replace(before[place], after[place]))
+            if file.kind == "none":  # their names and errors are made of the path in other ways
+                folders = [folder.replace(before[place], after[place]) for folder in folders]
+                file = file._replace(error=file.error.replace(before[place], after[place]))
         return file._replace(file=PurePosixPath(*after).as_posix(), name="/".join(folders)) if changed else file
 
     def _with_replaced(self, parts: tuple[str, ...]) -> str:
