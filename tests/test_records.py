@@ -360,20 +360,14 @@ OUTSIDE = "keep me"
         "CREATE TRIGGER evil AFTER INSERT ON rows BEGIN DELETE FROM facts; END",
         "CREATE VIEW evil AS SELECT * FROM facts",
         "CREATE TABLE evil (x)",
-        "DROP TABLE facts",
         "ALTER TABLE rows ADD COLUMN evil",
     ],
 )
-def test_a_journal_with_other_tables_is_refused_or_completed(statement: str, folder: Path) -> None:
+def test_a_journal_with_other_tables_is_refused(statement: str, folder: Path) -> None:
     recorded(folder, "a.png")
     change(folder, statement)
-    try:
-        end(begun(folder))
-    except ConfigError as error:
-        assert "which no run makes" in str(error)
-        assert "delete it: then all images are done again" in str(error)
-    else:
-        assert statement.startswith("DROP")
+    with pytest.raises(ConfigError, match=r"which no run makes.* delete it: then all images are done again"):
+        begun(folder)
 
 
 @pytest.mark.parametrize(
@@ -424,9 +418,10 @@ def test_entries_of_other_types_are_refused_or_unknown(statement: str, folder: P
     recorded(folder, "a.png")
     change(folder, statement)
     records = begun(folder)
+    assert "name =" not in statement or records.earlier("a") is None
+    read = (lambda: list(records.names())) if "name =" in statement else (lambda: records.earlier("a"))
     with pytest.raises(ConfigError, match="holds what no run writes"):
-        assert records.earlier("a") is None
-        list(records.names())
+        read()
     end(records)
 
 
