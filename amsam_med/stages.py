@@ -54,7 +54,7 @@ COPIED_BYTES = 1 << 30
 LEAST_PICTURE_BYTES = 3 << 29
 """How much memory pictures in work may take at once in any case; on a large machine it is a quarter of its memory."""
 
-_BYTES_PER_PIXEL = 20  # of a picture in work: decoded, copied, as float for the network, measured and drawn
+_BYTES_PER_PIXEL = 24  # of a picture in work, as measured: decoded, as float for the network, measured and drawn
 _MOST_HELPERS = 8
 _KEPT_BYTES = 4 << 20  # a decoded picture up to this size is kept until it is written; a larger one is read again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
