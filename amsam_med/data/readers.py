@@ -326,6 +326,8 @@ def _named_faults(name: str) -> Iterator[None]:
     try:
         with quiet_decoders():
             yield
+    except MemoryError:  # of which the file is not the cause
+        raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes: SyntaxError, struct.error, EOFError
         text = " ".join(f"{name}: {_fault(error)}".split())
         raise DataError(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}...") from None
