@@ -1,0 +1,5 @@
+"""Imports every file that writes down cases."""
+
+# ruff: noqa: F401
+
+from tests.attack.files import archives, dicom, names, nifti, pictures, special
