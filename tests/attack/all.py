@@ -2,4 +2,5 @@
 
 # ruff: noqa: F401
 
+from tests.attack import weights
 from tests.attack.files import archives, dicom, names, nifti, pictures, special

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from amsam_med.segment import SHOWN_FAILURES
 from tests.attack.cases import FileCase, Outcome
+from tests.attack.kit import Kit
 from tests.attack.observe import assert_error_row, assert_plain, assert_untouched, assert_whole, strict_rows
 from tests.attack.world import Run, World, new_world
 from tests.attack.zygote import Zygote
@@ -31,12 +31,12 @@ class Folders:
 
     Args:
         zygote: Starts commands.
-        bundle: A bundle of random weights for small pictures.
+        kit: Good things.
         cases: All that are tried.
     """
 
-    def __init__(self, zygote: Zygote, bundle: Path, cases: Sequence[FileCase]) -> None:
-        self._zygote, self._bundle = zygote, bundle
+    def __init__(self, zygote: Zygote, kit: Kit, cases: Sequence[FileCase]) -> None:
+        self._zygote, self._kit = zygote, kit
         self._cases: dict[str, list[FileCase]] = {}
         for one in cases:
             self._cases.setdefault(one.group, []).append(one)
@@ -75,7 +75,7 @@ class Folders:
         return self._results[group]
 
     def _segmented(self, cases: Sequence[FileCase], seconds: float, megabytes: float) -> _Result:
-        with new_world(self._zygote, self._bundle) as world:
+        with new_world(self._zygote, self._kit) as world:
             for number, name in enumerate(GOOD):
                 write_picture(world.input / name, number)
             for one in cases:

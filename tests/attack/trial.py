@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.attack.cases import AnyCase, Case, FileCase
 from tests.attack.folders import Folders
+from tests.attack.kit import Kit
 from tests.attack.world import new_world, remove
 from tests.attack.zygote import Zygote
 
@@ -28,11 +29,10 @@ class Trial:
 
     Args:
         cases: By name.
-        bundle: A bundle of random weights for small pictures; made where none is given.
     """
 
-    def __init__(self, cases: Mapping[str, AnyCase], bundle: Path | None = None) -> None:
-        self.cases, self._bundle = cases, bundle
+    def __init__(self, cases: Mapping[str, AnyCase]) -> None:
+        self.cases = cases
         self._held = ExitStack()
 
     @property
@@ -60,7 +60,7 @@ class Trial:
             self._folders.try_one(case)
             return
         assert isinstance(case, Case)
-        with new_world(self._zygote, self._small_bundle) as world:
+        with new_world(self._zygote, self._kit) as world:
             case.attempt(world)
 
     def close(self) -> None:
@@ -80,14 +80,10 @@ class Trial:
     @cached_property
     def _folders(self) -> Folders:
         of_files = [one for one in self.cases.values() if isinstance(one, FileCase)]
-        return Folders(self._zygote, self._small_bundle, of_files)
+        return Folders(self._zygote, self._kit, of_files)
 
     @cached_property
-    def _small_bundle(self) -> Path:
-        if self._bundle is not None:
-            return self._bundle
-        from tests.small_bundle import write_small_bundle
-
-        folder = Path(tempfile.mkdtemp(prefix="attack-bundle-"))
+    def _kit(self) -> Kit:
+        folder = Path(tempfile.mkdtemp(prefix="attack-kit-"))
         self._held.callback(remove, folder)
-        return write_small_bundle(folder / "small")
+        return Kit(folder)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.attack.kit import Kit
 from tests.attack.zygote import Ended, Event, Surroundings, Zygote
 
 SECONDS, MEGABYTES = 60, 1200
@@ -87,7 +89,7 @@ class World:
     Args:
         root: An empty folder.
         zygote: Starts commands.
-        bundle: A bundle of random weights for small pictures.
+        kit: Good things.
 
     Attributes:
         root: Holds all the others.
@@ -97,11 +99,12 @@ class World:
         tmp: The system's temporary folder.
         cwd: The working directory.
         proof: A file that only code in bad input would make.
-        bundle: See above.
+        kit: See above.
+        bundle: A bundle of random weights for small pictures.
     """
 
-    def __init__(self, root: Path, zygote: Zygote, bundle: Path) -> None:
-        self.root, self.bundle, self._zygote = root, bundle, zygote
+    def __init__(self, root: Path, zygote: Zygote, kit: Kit) -> None:
+        self.root, self.kit, self.bundle, self._zygote = root, kit, kit.bundle, zygote
         self.input, self.output = root / "in", root / "out"
         self.home, self.tmp, self.cwd, self.proof = root / "home", root / "tmp", root / "cwd", root / "PROOF"
         for folder in (self.input, self.home, self.tmp, self.cwd, root / "precious"):
@@ -141,6 +144,22 @@ class World:
     def amsam(self, *words: str | os.PathLike[str], seconds: float = SECONDS, **surroundings: Any) -> Run:
         """Run ``amsam`` to its end."""
         return self.start(*words, **surroundings).wait(seconds)
+
+    def fresh(self, package: Path, words: list[str], seconds: float = SECONDS) -> Run:
+        """Run ``amsam`` of another package in a Python that has imported nothing."""
+        code = "import sys; from amsam_med.cli import main; sys.exit(main(sys.argv[1:]))"
+        environment = {**self.environment(), "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env=environment,
+            cwd=self.cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
+        )
+        return Run(done.returncode, done.stdout.decode(errors="surrogateescape"), time.monotonic() - began, 0, 0)
 
     def segment_words(self, *more: str | os.PathLike[str], source: Path | None = None) -> list[str | os.PathLike[str]]:
         """The words that segment the input with the small bundle."""
@@ -202,10 +221,10 @@ class Skipped(Exception):
 
 
 @contextmanager
-def new_world(zygote: Zygote, bundle: Path) -> Iterator[World]:
+def new_world(zygote: Zygote, kit: Kit) -> Iterator[World]:
     """A world that is gone after the block."""
     folder = tempfile.mkdtemp(prefix="attack-")
-    world = World(Path(folder, "world"), zygote, bundle)
+    world = World(Path(folder, "world"), zygote, kit)
     try:
         yield world
     finally:
