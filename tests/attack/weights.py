@@ -270,7 +270,7 @@ def _tensors() -> None:
     for name, made in {
         "of nothing": b"",
         "of words": b"no adapter, but words " * 100,
-        "that is a pickle": pickle.dumps(_Pickled()),
+        "that is a pickle": pickle.dumps(Pickled()),
         "whose header is no JSON": struct.pack("<Q", 100) + b"x" * 200,
         "whose header is 50 MB of spaces": struct.pack("<Q", 50 << 20) + b"{}" + b" " * ((50 << 20) - 2),
         "whose header is 90,000 brackets": struct.pack("<Q", 90_000) + b"[" * 90_000,
@@ -279,7 +279,7 @@ def _tensors() -> None:
     _adapter("with bytes behind its end", lambda content: content + b"PK\3\4" + bytes(500))
 
 
-class _Pickled:
+class Pickled:
     """Runs code where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -402,7 +402,7 @@ def _detectors() -> None:
             assert_untouched(world)
 
     makers: dict[str, Callable[[World, Path], object]] = {
-        "that is a pickle": lambda world, path: path.write_bytes(pickle.dumps(_Pickled())),
+        "that is a pickle": lambda world, path: path.write_bytes(pickle.dumps(Pickled())),
         "that is an adapter": lambda world, path: path.write_bytes(world.kit.adapter.read_bytes()),
         "that is a pipe": lambda world, path: os.mkfifo(path),
         "that is endless": lambda world, path: path.symlink_to("/dev/zero"),
@@ -459,7 +459,7 @@ def _models() -> None:
         return lambda world, path: torch.save(value, path)
 
     model("Low model of nothing", lambda world, path: path.write_bytes(b""))
-    model("model that is a pickle of code", lambda world, path: path.write_bytes(pickle.dumps(_Pickled())))
+    model("model that is a pickle of code", lambda world, path: path.write_bytes(pickle.dumps(Pickled())))
     model("model that is an archive with a pickle of code", lambda world, path: _zip_with_code(path))
     model("model of words", lambda world, path: path.write_text("no model, but words"))
     model("model cut in the middle", lambda world, path: path.write_bytes(_model_of(world)[:300_000]))
@@ -484,7 +484,7 @@ def _models() -> None:
             assert_nothing_made(world)
 
     base("base of nothing", lambda world, path: path.write_bytes(b""))
-    base("base that is a pickle of code", lambda world, path: path.write_bytes(pickle.dumps(_Pickled())), ".pth")
+    base("base that is a pickle of code", lambda world, path: path.write_bytes(pickle.dumps(Pickled())), ".pth")
     base("base that is an archive with a pickle of code", lambda world, path: _zip_with_code(path), ".pth")
     base("base that is an adapter", lambda world, path: path.write_bytes(world.kit.adapter.read_bytes()))
     base("base of NaN", _base_of_nan)
@@ -532,7 +532,7 @@ def _base_of_nan(world: World, path: Path) -> None:
 
 def _zip_with_code(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(_Pickled()))
+        archive.writestr("archive/data.pkl", pickle.dumps(Pickled()))
         archive.writestr("archive/version", "3")
         archive.writestr("archive/byteorder", "little")
 
