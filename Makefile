@@ -2,7 +2,7 @@
 # make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none)
 # make label-env    install the MONAI Label server into an environment of its own, .venv-label
 # make test-label   its tests, with real clients
-# make check    what CI checks without running the code: lint, format, types, the import floors
+# make check    what CI checks without running the code: lint, format, types, the import floors, known vulnerabilities
 # make format   let ruff mend what it can
 # make clean    remove caches, builds and demo/ (the environment stays: rm -rf .venv)
 
@@ -34,6 +34,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

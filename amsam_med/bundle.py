@@ -1,20 +1,27 @@
 """Opening a MONAI bundle: the one wiring diagram behind the command line, ``monai.bundle`` and every other face.
 
-A bundle's configuration may hold Python expressions, which run when it is opened: open only bundles you trust.
+A bundle's configuration is code: it may hold Python expressions, which run when it is opened. So only bundles open that
+:mod:`amsam_med.trust` lets pass. What is set from outside (options, paths, what an adapter says) enters a configuration
+as Python values and never as text of it: a path that starts with ``$`` is a path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+import yaml
 from monai.bundle.config_parser import ConfigParser
 
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
-from amsam_med.errors import AmsamError, ConfigError, DataError
+from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
+from amsam_med.machine import causes, is_out_of_memory
 from amsam_med.model import AmSam
+from amsam_med.trust import bundle_digest, refuse_untrusted
 from amsam_med.views import ViewKind
 
 Workflow = Literal["inference", "evaluate", "train"]
@@ -27,20 +34,84 @@ CONFIG_FILES: dict[str, tuple[str, ...]] = {
 """The files of ``configs/`` that make up each workflow; a later one overrides the ones before it."""
 
 
+_TARGET = "_target_"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Text of a configuration, for an override that is meant to be one; never made of anything from outside.
+
+    Attributes:
+        text: A reference (``"@scores"``) or an expression (``"$[@scores]"``).
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part to be built in place of a configuration's own.
+
+    Attributes:
+        target: Dotted name of a class or function of ours.
+        arguments: Its arguments by name: values as for overrides.
+    """
+
+    target: str
+    arguments: Mapping[str, Any]
+
+
+class _Value:
+    """A Python value as a component, whose building is itself: nothing in it is looked at as configuration."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+    def __deepcopy__(self, memo: Any) -> _Value:
+        return self
+
+
 class BundleParser(ConfigParser):
-    """A ``ConfigParser`` that lets an ``AmsamError`` through, where MONAI would bury it in RuntimeErrors."""
+    """A bundle's configuration, into which values can be set.
+
+    It lets an ``AmsamError`` through, where MONAI would bury it in RuntimeErrors.
+
+    Attributes:
+        foreign_name: Of a bundle that is not shipped, whose faults are its author's and not ours.
+    """
+
+    foreign_name = ""
+
+    def set_value(self, id: str, value: Any) -> None:
+        """Replace an entry by a Python value, an :class:`Expression` or a :class:`Component`."""
+        self[id] = _as_configuration(value)
+
+    def as_written(self, id: str) -> Any:
+        """An entry as the configuration has it, before it is built, with values as they were set; None without one."""
+        return _unwrapped(self.get(id))
 
     def get_parsed_content(self, id: str = "", **kwargs: Any) -> Any:
-        """Build a part and all that it refers to."""
+        """Build a part and all that it refers to.
+
+        Raises:
+            AmsamError: What the part itself says is wrong; or a part of a bundle that is not shipped cannot be built.
+        """
         try:
             return super().get_parsed_content(id, **kwargs)
-        except RuntimeError as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, AmsamError):
-                    raise cause from None
-                cause = cause.__cause__
-            raise
+        except Exception as error:
+            chain = list(causes(error))
+            if own := next((cause for cause in chain if isinstance(cause, AmsamError)), None):
+                raise own from None
+            if not self.foreign_name or any(map(is_out_of_memory, chain)):
+                raise
+            reason = " ".join(f"{type(chain[-1]).__name__}: {chain[-1]}".split())[:300]
+            raise ConfigError(
+                f"bundle {self.foreign_name}: its part {id!r} cannot be built ({reason}); mend its configuration, or "
+                "compare it with that of a shipped bundle"
+            ) from error
 
 
 def locate_bundle(name_or_path: str | Path) -> Path:
@@ -69,40 +140,62 @@ def shipped_bundles() -> list[str]:
 def default_bundle(adapter: Path | None = None) -> str:
     """The shipped bundle to use where none is named: the one an adapter was trained with, else the lesions'.
 
+    An adapter cannot choose any other: that its user must do.
+
     Raises:
-        WeightsError: The adapter is missing or damaged.
+        WeightsError: The adapter is missing or damaged, or was trained with a bundle that is not shipped.
     """
     trained_with = None if adapter is None else read_adapter(adapter)[1].get("bundle")
-    return trained_with if trained_with in shipped_bundles() else "amsam_isic"
+    if trained_with is None:
+        return "amsam_isic"
+    if trained_with not in shipped_bundles():
+        raise WeightsError(
+            f"{adapter and adapter.name} was trained with bundle {trained_with!r}, which is not one of the shipped "
+            f"({', '.join(shipped_bundles())}); if you have that bundle and trust it, give its folder with --bundle"
+        )
+    return str(trained_with)
 
 
 def open_bundle(
     name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
-) -> ConfigParser:
+) -> BundleParser:
     """Read a bundle's configuration; parts are built when they are asked for.
 
     Args:
         name_or_path: See :func:`locate_bundle`.
         workflow: Which of the bundle's wiring diagrams.
-        overrides: Values that replace the configuration's, by id (``"train::trainer::max_epochs"``).
+        overrides: Python values that replace the configuration's, by id (``"train::trainer::max_epochs"``). A text is
+            that text, whatever it begins with; :class:`Expression` is for text of the configuration's own kind.
 
     Returns:
         A parser; ``get_parsed_content(id)`` builds a part and all that it refers to.
 
     Raises:
-        DataError: There is no such bundle.
-        ConfigError: An override names an entry that the configuration does not have.
+        DataError: There is no such bundle, or its configuration cannot be read.
+        ConfigError: The bundle is not trusted, or an override names an entry that the configuration does not have.
+        WeightsError: The adapter among the overrides belongs to another bundle.
     """
     root = locate_bundle(name_or_path)
+    refuse_untrusted(root)
     parser = BundleParser()
-    parser.read_meta(str(root / "configs" / "metadata.json"))
-    parser.read_config(config_files(root, workflow))
+    parser.foreign_name = "" if _is_shipped(root) else root.name
+    try:
+        parser.read_meta(str(root / "configs" / "metadata.json"))
+        parser.read_config(config_files(root, workflow))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"bundle {root}: its configuration cannot be read ({reason}); {' and '.join(CONFIG_FILES[workflow])} and "
+            "metadata.json in configs/ each hold names and values"
+        ) from None
     for key, value in {"bundle_root": str(root), **(overrides or {})}.items():
         if key not in parser:
             raise ConfigError(
                 f"bundle {root.name} has no entry {key!r} in its {workflow} configuration; check the name"
             )
-        parser[key] = value
+        parser.set_value(key, value)
+    if adapter := (overrides or {}).get("adapter"):
+        _refuse_other_bundle(Path(adapter), root)
     return parser
 
 
@@ -128,7 +221,7 @@ def with_weights(network: AmSam, model_file: str | Path, adapter_file: str | Pat
         WeightsError: A file is missing, damaged, or of another network.
     """
     if adapter_file is None:
-        load_model(network, _verified(Path(model_file)))
+        load_model(network, weights.verified(Path(model_file)))
     else:
         load_adapter(network, Path(adapter_file))
     return network.eval()
@@ -157,7 +250,7 @@ def model_overrides(
     if detector is not None:
         overrides["detector_file"] = None if detector == "none" else str(weights.find(detector))
     if device != "auto":
-        overrides["device"] = f"$torch.device({device!r})"
+        overrides["device"] = torch.device(device)
     if test_views is not None:
         overrides["test_views"] = test_views
     return overrides
@@ -166,24 +259,44 @@ def model_overrides(
 def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, Any]:
     settings, _, _ = read_adapter(adapter)
     base_file = base_weights or weights.find(str(settings["base"]))
-    network = {key: value for key, value in settings.items() if key != "input_size"}
-    overrides: dict[str, Any] = {
+    network = {**settings, "input_size": Expression("@input_size"), "base_weights": str(base_file)}
+    overrides = {
         "adapter": str(adapter),
         "input_size": settings["input_size"],
-        "network_def": {
-            "_target_": "amsam_med.model.build_amsam",
-            **network,
-            "input_size": "@input_size",
-            "base_weights": str(base_file),
-        },
+        "network_def": Component("amsam_med.model.build_amsam", network),
     }
     if settings["prompt"] == "none":
         overrides["detector_file"] = None  # its network looks at no box
     return overrides
 
 
-def _verified(model_file: Path) -> Path:
-    for entry in weights.known().values():
-        if entry.is_embedded and weights.locate(entry) == model_file.resolve():
-            return weights.find(entry.name)
-    return model_file
+def _refuse_other_bundle(adapter: Path, root: Path) -> None:
+    """An adapter of a bundle that is not shipped goes with that bundle, as it was."""
+    record = read_adapter(adapter)[1]
+    if _is_shipped(root) or record.get("bundle_sha256") in (None, digest := bundle_digest(root)):
+        return
+    raise WeightsError(
+        f"{adapter.name} was trained with bundle {record.get('bundle')!r} of configuration "
+        f"{record['bundle_sha256'][:16]}..., not with {root.name} as it is now ({digest[:16]}...); give the bundle "
+        "that it was trained with, or train it again"
+    )
+
+
+def _is_shipped(root: Path) -> bool:
+    return root.parent == weights.bundles_folder().resolve()
+
+
+def _as_configuration(value: Any) -> Any:
+    if isinstance(value, Expression):
+        return value.text
+    if isinstance(value, Component):
+        return {_TARGET: value.target, **{name: _as_configuration(one) for name, one in value.arguments.items()}}
+    is_plain = value is None or isinstance(value, bool | int | float)
+    return value if is_plain else {_TARGET: _Value(value)}
+
+
+def _unwrapped(config: Any) -> Any:
+    if isinstance(config, dict):
+        target = config.get(_TARGET)
+        return target.value if isinstance(target, _Value) else {key: _unwrapped(one) for key, one in config.items()}
+    return [_unwrapped(one) for one in config] if isinstance(config, list) else config

@@ -2,6 +2,9 @@
 
 An adapter holds what few-shot training changed (LoRA, the prompt embedding A, the decoder's unfrozen parts and a
 learned calibration) and, in its header, the settings of its network and the sha256 of the base it was trained on.
+
+Adapters are sent from person to person, so an adapter is data: what its header says must be of the types and ranges of
+:class:`AdapterSettings` and :class:`AdapterRecord`, with no other entries, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -9,20 +12,75 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, StringConstraints
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from amsam_med.data.writers import atomic_path
-from amsam_med.errors import WeightsError
+from amsam_med.errors import ConfigError, WeightsError
+from amsam_med.learn.hypergradient import Hypergradient
 from amsam_med.learn.levels import trainable_state
 from amsam_med.model import AmSam
+from amsam_med.model.build import BaseName
+from amsam_med.model.calibration import CalibrationMode
 from amsam_med.model.lora import LoraLinear, adapted_weight
+from amsam_med.model.prompt import PromptKind
+from amsam_med.schema import Record, Sha256, checked
+from amsam_med.tensors import read_tensors, refuse_non_finite, refuse_other_shapes
+from amsam_med.views import ViewKind
 
 FORMAT = "amsam-adapter-1"
+_REMEDY = "give the adapter.safetensors of an `amsam train` run, copy it again, or train it again"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, le=1e6)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
+FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
+
+
+class AdapterSettings(Record):
+    """The network of an adapter: arguments of :func:`amsam_med.model.build_amsam`."""
+
+    base: BaseName
+    num_classes: Annotated[int, Field(ge=1, le=254)]
+    input_size: Annotated[int, Field(ge=16, le=2048)]
+    rank: Annotated[int, Field(ge=0, le=256)]
+    calibration: CalibrationMode
+    alpha: Share
+    prompt: PromptKind
+
+
+class AdapterRecord(Record):
+    """The training of an adapter. Nothing is built from it; the bundle is a name to compare, never a path."""
+
+    bundle: FolderName | None = None
+    bundle_sha256: Sha256 | None = None
+    detector_sha256: Sha256 | None = None
+    shots: Count | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    lower_rate: Rate | None = None
+    upper_rate: Rate | None = None
+    weight_decay: Rate | None = None
+    lambda_dice: Share | None = None
+    hypergradient: Hypergradient | None = None
+    views: ViewKind | None = None
+    box_jitter: Share | None = None
+    epoch: Count | None = None
+    d2_dice: Share | None = None
+
+
+class _AdapterHeader(Record):
+    format: Literal["amsam-adapter-1"]
+    settings: Annotated[str, StringConstraints(max_length=10_000)]
+    record: Annotated[str, StringConstraints(max_length=10_000)]
+    base_digest: Sha256
+    state_sha256: Sha256 | None = None
+    """Of the tensors; adapters written before it was introduced have none."""
 
 
 def frozen_digest(network: AmSam) -> str:
@@ -44,16 +102,23 @@ def save_adapter(
     Args:
         network: The trained network.
         path: Target, ``.safetensors``; replaced atomically.
-        record: Anything JSON can hold about the run (bundle, shots, seed, Dice on D2); kept in the header.
+        record: Entries of :class:`AdapterRecord`; kept in the header.
         base_digest: The network's :func:`frozen_digest` where the caller knows it; a large base takes a second to read.
+
+    Raises:
+        ConfigError: The record has other entries.
+        WeightsError: A weight is NaN or infinite; the file is as it was.
     """
+    checked(AdapterRecord, record or {}, "the record of an adapter", "leave the entry out", ConfigError)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_state(network).items()}
+    refuse_non_finite(state, path.name)
     header = {
         "format": FORMAT,
         "settings": json.dumps(network.settings),
         "base_digest": base_digest or frozen_digest(network),
         "record": json.dumps(record or {}),
+        "state_sha256": _state_digest(state),
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trainable_state(network).items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(state, header))  # save_file would make a file that only its owner can read
 
@@ -61,11 +126,13 @@ def save_adapter(
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The header of an adapter: its network's settings, its run's record, and the digest of its base.
 
+    The settings are all those of :class:`AdapterSettings`; of the record's entries there are those that were written.
+
     Raises:
-        WeightsError: The file is missing, damaged, or not an adapter.
+        WeightsError: The file is missing, damaged, not an adapter, or says what no adapter says.
     """
-    header = _open_adapter(path)[1]
-    return json.loads(header["settings"]), json.loads(header["record"]), header["base_digest"]
+    settings, record, header = _parsed(path, _open_adapter(path, header_only=True)[1])
+    return settings.model_dump(), record.model_dump(exclude_unset=True), header.base_digest
 
 
 def load_adapter(network: AmSam, path: Path) -> None:
@@ -74,8 +141,9 @@ def load_adapter(network: AmSam, path: Path) -> None:
     Raises:
         WeightsError: The adapter is missing or damaged, or the network's settings or base differ from its own.
     """
-    state, header = _open_adapter(path)
-    settings = json.loads(header["settings"])
+    state, entries = _open_adapter(path)
+    parsed, _, header = _parsed(path, entries)
+    settings = parsed.model_dump()
     different = sorted(key for key in settings if settings[key] != network.settings.get(key))
     if different:
         raise WeightsError(
@@ -83,15 +151,14 @@ def load_adapter(network: AmSam, path: Path) -> None:
             + ", ".join(f"{key}={settings[key]!r} (this network: {network.settings.get(key)!r})" for key in different)
             + "; build the network with the adapter's settings"
         )
-    if header["base_digest"] != frozen_digest(network):
+    if header.base_digest != frozen_digest(network):
         raise WeightsError(
             f"{path.name} was trained on other weights of base {settings['base']!r} than the ones in use; "
             "use the base it was trained on, or train the adapter again"
         )
-    own = trainable_state(network)
-    if own.keys() != state.keys():
-        name = sorted(own.keys() ^ state.keys())[0]
-        raise WeightsError(f"{path.name} holds other parts than this network trains (first: {name}); train it again")
+    refuse_other_shapes(state, trainable_state(network), path.name, "train it again")
+    if header.state_sha256 not in (None, _state_digest(state)):
+        raise WeightsError(f"{path.name} is damaged: its weights are not those that were written; {_REMEDY}")
     network.load_state_dict({**network.state_dict(), **state})
 
 
@@ -111,9 +178,14 @@ def load_model(network: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        refuse_other_shapes(state, network.state_dict(), f"{path} does not hold this network: it", "fetch it again")
+        refuse_non_finite(state, str(path))
+        network.load_state_dict(state)
+    except WeightsError:
+        raise
+    except Exception as error:  # torch raises nearly anything on damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(
             f"{path} does not hold this network ({reason}); fetch it again or train the bundle"
         ) from error
@@ -152,18 +224,29 @@ class Adapter:
         self.network.load_state_dict({**self.network.state_dict(), **state})
 
 
-def _open_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
+def _open_adapter(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.exists():
         raise WeightsError(f"adapter {path} does not exist; `amsam train` writes one as RUN/adapter.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except Exception as error:
-        raise WeightsError(f"{path.name} cannot be read as an adapter ({error}); copy or train it again") from error
+    state, header = read_tensors(path, _REMEDY, header_only)
     if header.get("format") != FORMAT:
         raise WeightsError(
-            f"{path.name} is a weight file of another kind (format {header.get('format')!r}, expected {FORMAT!r}); "
-            "give the adapter.safetensors of an `amsam train` run"
+            f"{path.name} is a weight file of another kind (format {ascii(header.get('format'))[:80]}, expected "
+            f"{FORMAT!r}); give the adapter.safetensors of an `amsam train` run"
         )
     return state, header
+
+
+def _parsed(path: Path, entries: dict[str, str]) -> tuple[AdapterSettings, AdapterRecord, _AdapterHeader]:
+    name = path.name
+    header = checked(_AdapterHeader, dict(entries), f"{name}, its header", _REMEDY, WeightsError)
+    settings = checked(AdapterSettings, header.settings, f"{name}, its settings", _REMEDY, WeightsError)
+    return settings, checked(AdapterRecord, header.record, f"{name}, its record", _REMEDY, WeightsError), header
+
+
+def _state_digest(state: dict[str, Tensor]) -> str:
+    """sha256 of tensors: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -25,6 +25,8 @@ SHOWN = 6
 TRAIN_SEED, TEST_SEED = 1, 2
 PARTS = ("data", "segmented", "run", "before", "after")
 """What the demo writes beside its page."""
+DATA_PARTS = {"train", "test"}
+"""What it writes into the first of these folders."""
 
 Step = Callable[[str], None]
 """Told what the demo does next."""
@@ -98,6 +100,8 @@ def _clear(folder: Path) -> None:
     if not folder.exists():
         return
     foreign = sorted({entry.name for entry in folder.iterdir()} - {*PARTS, "index.html"})
+    if (folder / "data").is_dir():  # a name that others use, too
+        foreign += sorted(f"data/{name}" for name in {entry.name for entry in (folder / "data").iterdir()} - DATA_PARTS)
     if foreign:
         raise ConfigError(f"{folder} holds {foreign[0]}, which is not the demo's; give an empty or a new folder")
     for part in PARTS:

@@ -28,12 +28,14 @@ from monai.utils.misc import ImageMetaKey
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from amsam_med.bundle import model_overrides, open_bundle
+from amsam_med.bundle import Expression, model_overrides, open_bundle
+from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
+from amsam_med.machine import limits_named
 from amsam_med.report import draw_scores
 from amsam_med.views import ViewKind
 
@@ -47,6 +49,7 @@ JACCARD_THRESHOLD = 0.65
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SURFACE_PERCENTILE = 95
+_LESS_MEMORY = "leave out --test-views, or give --device cpu, or a smaller model"
 
 Progress = Callable[[int, int], None]
 """Called after each image with (images done, all images)."""
@@ -314,11 +317,17 @@ def evaluate(
         progress: Called after each image.
 
     Raises:
-        DataError: The data cannot be used.
-        WeightsError: Model, adapter, base or detector are not at hand.
+        ConfigError: The output lies among the images or masks, or there is too little memory.
+        DataError: The data cannot be used, or the output cannot be written to.
+        WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
     """
-    options = options or EvaluateOptions()
+    with limits_named(output, _LESS_MEMORY):
+        return _evaluate(data, output, options or EvaluateOptions(), progress)
+
+
+def _evaluate(data: Path, output: Path, options: EvaluateOptions, progress: Progress | None) -> EvaluateResult:
     parser = open_bundle(options.bundle, "evaluate", _overrides(data, output, options))
+    refuse_output_among(parser.get_parsed_content("data"), output)
     parser.get_parsed_content("initialize")
     scores: ScoreHandler = parser.get_parsed_content("scores")
     evaluator: SupervisedEvaluator = parser.get_parsed_content("evaluator")
@@ -333,7 +342,7 @@ def evaluate(
 
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
     overrides: dict[str, Any] = {"dataset_dir": str(data), "output_dir": str(output)}
-    overrides["handlers"] = ["@scores"]  # StatsHandler is for log files; here it would only warn that it cannot log
+    overrides["handlers"] = Expression("$[@scores]")  # StatsHandler is for log files; here it would only warn of none
     overrides |= model_overrides(
         options.adapter, options.base_weights, options.detector, options.device, options.test_views
     )

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from amsam_med.boxes import BoxDetector, Detections, box_from_mask
+from amsam_med.errors import WeightsError
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
 from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, view_image, views_of
@@ -117,6 +118,9 @@ class PromptInferer(Inferer):
             inputs: RGB float ``(B, 3, S, S)`` in [0, 1].
             network: The network, in evaluation mode.
             boxes: Boxes from the caller, float ``(B, 4)``, xyxy pixels of the model input.
+
+        Raises:
+            WeightsError: The network answers an image with NaN or infinities; its mask would be empty and say nothing.
         """
         threads = torch.get_num_threads()
         if inputs.device.type != "cpu" or (threads == 1 and len(inputs) == 1):
@@ -141,6 +145,11 @@ class PromptInferer(Inferer):
             found = self._detect(inputs)
             sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
         prediction = self._segment(inputs, network, found)
+        if not all(bool(answer.isfinite().all()) for answer in prediction):
+            raise WeightsError(
+                "the network answers with values that are NaN or infinite, so its weights are damaged, or were trained "
+                "until they diverged; look at them with `amsam weights verify`, or train the adapter again"
+            )
         trust = prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
         certainty, agreement = judge_masks(prediction.mask_logits, found, inputs.shape[-1])
         flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]

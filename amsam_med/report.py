@@ -134,7 +134,7 @@ def _draw_row(axes_of_row: Sequence[Axes], row: PanelRow) -> None:
         axes.imshow(pixels)
         axes.set(xticks=[], yticks=[])
     image_axes, truth_axes, prediction_axes = axes_of_row
-    image_axes.set_title(row.name, fontsize=9)
+    image_axes.set_title(row.name, fontsize=9, parse_math=False)  # a file's name may hold dollar signs
     truth_axes.set_title("truth", fontsize=9)
     prediction_axes.set_title(f"prediction, Dice {row.dice:.3f}", fontsize=9)
     _outline(truth_axes, row.truth, TRUTH_COLOUR, "solid")

@@ -37,7 +37,7 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import model_overrides, open_bundle, shipped_bundles
+from amsam_med.bundle import BundleParser, model_overrides, open_bundle, shipped_bundles
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
 from amsam_med.data.writers import FORMATS, Labels
@@ -362,9 +362,9 @@ def _overrides(options: SegmentOptions, is_driver: bool = False) -> dict[str, An
     return {**chosen, **options.overrides}
 
 
-def _fingerprint(parser: ConfigParser, options: SegmentOptions) -> dict[str, Any]:
+def _fingerprint(parser: BundleParser, options: SegmentOptions) -> dict[str, Any]:
     """What a result depends on besides its image; no paths, so that folders may be moved."""
-    parts = {name: parser.get(name) for name in _FINGERPRINTED}
+    parts = {name: parser.as_written(name) for name in _FINGERPRINTED}
     if isinstance(parts["network_def"], dict):
         parts["network_def"] = {key: value for key, value in parts["network_def"].items() if key != "base_weights"}
     as_json = json.dumps(parts, default=lambda part: type(part).__qualname__)

@@ -13,7 +13,10 @@ The run folder holds::
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +26,9 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
 from monai.bundle.config_parser import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import CheckpointLoader
 from monai.utils.enums import PostFix
 from monai.utils.misc import ImageMetaKey
 from torch import Tensor
@@ -34,27 +37,64 @@ from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
 from amsam_med.bundle import open_bundle
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
+from amsam_med.data.check import refuse_useless_masks
+from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.data.writers import atomic_path
-from amsam_med.errors import ConfigError
+from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import score_image
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.handler import UPPER_LOSS
+from amsam_med.learn.levels import trainable_state
+from amsam_med.learn.resume import read_checkpoint
+from amsam_med.locks import held, sweep_unfinished
+from amsam_med.machine import limits_named
 from amsam_med.model import AmSam
 from amsam_med.report import PanelRow, draw_curves, draw_panel
+from amsam_med.schema import Name, Record, read_record
+from amsam_med.tensors import refuse_non_finite
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
 HISTORY = "history.csv"
 SPLIT = "split.json"
 RUN = "run.json"
+CURVES, PANEL, MODEL = "curves.png", "panel.png", "model.pt"
+LOCK = ".lock"
+"""Held while a run is trained; gone afterwards."""
 CHECKPOINT_EVERY = 5
 """Epochs between two checkpoints."""
+_RATES = ("lower_rate", "upper_rate")
+_NEW_RUN = "give another folder, or delete this one to begin again"
+_LESS_MEMORY = "give a smaller --batch-size, --views none, a smaller --input-size or base, or --device cpu"
 
 EpochProgress = Callable[[int, int, float], None]
 """Called after each epoch with (epoch, epochs, Dice on D2)."""
+
+
+class Example(Record):
+    """An image and its mask: their paths, in which bytes that are no UTF-8 are escaped."""
+
+    image: str
+    label: str
+
+
+class Split(Record):
+    """What ``split.json`` says: that which a run shares with the one that it continues.
+
+    Attributes:
+        d1: Examples of the lower level.
+        d2: Examples of the upper level.
+        network: Settings of the network.
+        settings: Settings of the run, as its bundle names them.
+    """
+
+    d1: list[Example]
+    d2: list[Example]
+    network: dict[Name, str | int | float | bool | None]
+    settings: dict[Name, str | int | float | bool | None]
 
 
 class RunRecorder:
@@ -111,14 +151,15 @@ class RunRecorder:
 
         Raises:
             ConfigError: The run to continue has other examples or settings than this one.
+            DataError: Its ``split.json`` is missing or damaged.
+            WeightsError: Its checkpoint is damaged, or does not fit this run.
         """
+        saved = {**self.parts, "adapter": Adapter(self.network), "record": self, "trainer": engine}
         if self.resume:
             self._refuse_other_settings()
-        saved = {**self.parts, "adapter": Adapter(self.network), "record": self, "trainer": engine}
-        checkpoint = self.folder / CHECKPOINT
-        if self.resume and checkpoint.is_file():
-            on_cpu: Any = "cpu"  # MONAI's hint allows a dict alone; torch.load takes the device
-            CheckpointLoader(str(checkpoint), saved, map_location=on_cpu).attach(engine)
+            if (self.folder / CHECKPOINT).is_file():
+                state = read_checkpoint(self.folder / CHECKPOINT, saved, int(engine.state.max_epochs or 0))
+                engine.add_event_handler(Events.STARTED, lambda _: Checkpoint.load_objects(saved, state))
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect_losses)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -130,7 +171,12 @@ class RunRecorder:
             engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def __call__(self, engine: Engine) -> None:
-        """Take down an epoch, and keep its weights if D2 likes them best."""
+        """Take down an epoch, and keep its weights if D2 likes them best.
+
+        Raises:
+            ConfigError: The training has diverged; what was written before stays as it is.
+        """
+        refuse_non_finite(trainable_state(self.network), *self._divergence(engine, "the network"), ConfigError)
         lower, upper = (sum(losses) / len(losses) for losses in zip(*self._losses, strict=True))
         self._losses.clear()
         dice = float(self.evaluator.state.metrics[self.evaluator.state.key_metric_name])
@@ -163,14 +209,17 @@ class RunRecorder:
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it continues."""
-        halves = {"d1": self.levels[0], "d2": self.levels[1]}
-        return {**halves, "network": self.network.settings, "settings": self.settings}
+        d1, d2 = ([{key: _told(item[key]) for key in ("image", "label")} for item in level] for level in self.levels)
+        return {"d1": d1, "d2": d2, "network": self.network.settings, "settings": self.settings}
 
     def _refuse_other_settings(self) -> None:
         path = self.folder / SPLIT
-        if not path.is_file():
+        if not path.exists():
+            if (self.folder / CHECKPOINT).exists():
+                raise DataError(f"{path} is missing, so that nobody knows which run {CHECKPOINT} is of; {_NEW_RUN}")
             return
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self._identity()))
+        before = read_record(Split, path, _NEW_RUN).model_dump()
+        now = json.loads(json.dumps(self._identity()))
         different = [
             f"{name} ({before[part].get(name)!r}, now {now[part].get(name)!r})"
             for part in ("network", "settings")
@@ -188,7 +237,22 @@ class RunRecorder:
     def _collect_losses(self, engine: Engine) -> None:
         output: Any = engine.state.output
         first = output[0] if isinstance(output, list) else output
-        self._losses.append((float(first["loss"]), float(engine.state.metrics.get(UPPER_LOSS, float("nan")))))
+        lower, upper = float(first["loss"]), engine.state.metrics.get(UPPER_LOSS)
+        for loss, level in ((lower, "lower"), (upper, "upper")):
+            if loss is not None and not math.isfinite(loss):
+                what, remedy = self._divergence(engine, f"the loss of the {level} level")
+                raise ConfigError(f"{what} is {loss}; {remedy}")
+        self._losses.append((lower, float("nan") if upper is None else float(upper)))
+
+    def _divergence(self, engine: Engine, what: str) -> tuple[str, str]:
+        """How a message about it begins and ends."""
+        rates = ", ".join(f"{name} {self.settings[name]}" for name in _RATES if name in self.settings)
+        kept = f"; the best weights so far, of epoch {self.best_epoch}, stay in {self.folder / ADAPTER}"
+        return (
+            f"the training has diverged in epoch {engine.state.epoch}: {what}",
+            f"train with smaller learning rates ({rates or ', '.join(_RATES)}; --paper's are larger than the defaults)"
+            + (kept if self.history else ""),
+        )
 
     def _write_history(self) -> None:
         with atomic_path(self.folder / HISTORY) as path, path.open("w", newline="") as file:
@@ -197,15 +261,16 @@ class RunRecorder:
             writer.writerows(self.history)
 
     def _save_checkpoint(self, saved: Mapping[str, Any]) -> None:
-        state = {name: part.state_dict() for name, part in saved.items()}
+        content = io.BytesIO()  # torch reports a full disk as a fault of its own file format
+        torch.save({name: part.state_dict() for name, part in saved.items()}, content)
         with atomic_path(self.folder / CHECKPOINT) as path:
-            torch.save(state, path)
+            path.write_bytes(content.getbuffer())
 
     def _finish(self, _engine: Engine) -> None:
         """Put the best weights into the network, and write it whole where a bundle wants it."""
         load_adapter(self.network, self.folder / ADAPTER)
         if self.save_whole_model:
-            save_model(self.network, self.folder / "model.pt")
+            save_model(self.network, self.folder / MODEL)
 
 
 @dataclass(frozen=True)
@@ -263,12 +328,27 @@ def train(
         epoch_progress: Called after each epoch.
 
     Raises:
-        ConfigError: The folder holds a finished or an interrupted run and ``resume`` is not set.
-        DataError: The data cannot be used.
-        WeightsError: Base or detector are not at hand.
+        ConfigError: The folder holds a finished or an interrupted run and ``resume`` is not set; another process trains
+            in it; the training diverges; or there is too little memory.
+        DataError: The data cannot be used, or the folder cannot be written to.
+        WeightsError: Base or detector are not at hand, or the checkpoint of an interrupted run cannot be used.
     """
     options = options or TrainOptions()
-    _refuse_other_run(folder, options.resume)
+    with limits_named(folder, _LESS_MEMORY), held(folder / LOCK, f"the run in {folder}"):
+        if (folder / HISTORY).exists() and not options.resume:
+            raise ConfigError(f"{folder} already holds a run; give --resume to continue it, or another folder")
+        for name in (CHECKPOINT, ADAPTER, HISTORY, SPLIT, RUN, CURVES, PANEL, MODEL):
+            sweep_unfinished(folder / name)
+        return _train(data, folder, options, encode_progress, epoch_progress)
+
+
+def _train(
+    data: Path,
+    folder: Path,
+    options: TrainOptions,
+    encode_progress: Callable[[int, int], None] | None,
+    epoch_progress: EpochProgress | None,
+) -> TrainResult:
     start = time.monotonic()
     parser = open_bundle(
         options.bundle,
@@ -284,21 +364,20 @@ def train(
         },
     )
     parser.get_parsed_content("initialize")
+    num_classes = int(parser.get_parsed_content("core").settings["num_classes"])
+    for name, half in zip(("D1", "D2"), parser.get_parsed_content("levels"), strict=True):
+        refuse_output_among(half, folder)
+        refuse_useless_masks(half, name, num_classes)
     trainer: SupervisedTrainer = parser.get_parsed_content("train::trainer")
     recorder: RunRecorder = parser.get_parsed_content("train::recorder")
     trainer.run()
     trained = sum(parameter.numel() for parameter in recorder.network.parameters() if parameter.requires_grad)
     seconds = time.monotonic() - start
     result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
-    draw_curves(recorder.history, folder / "curves.png")
-    draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], parser), folder / "panel.png")
+    draw_curves(recorder.history, folder / CURVES)
+    draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], parser), folder / PANEL)
     _write_json(folder / RUN, _summary(result, options, recorder, parser))
     return result
-
-
-def _refuse_other_run(folder: Path, resume: bool) -> None:
-    if (folder / HISTORY).exists() and not resume:
-        raise ConfigError(f"{folder} already holds a run; give --resume to continue it, or another folder")
 
 
 def _panel_rows(items: Sequence[Mapping[str, str]], parser: ConfigParser) -> list[PanelRow]:
@@ -322,7 +401,7 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     box = None if found.boxes is None else tuple(scale_boxes(found.boxes[0], input_size, size).tolist())
     path = Path(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])
     dice = score_image(path.name, mask, truth, mask_logits).dice
-    return PanelRow(path.name, read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
+    return PanelRow(_told(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
 
 
 def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, parser: ConfigParser) -> dict[str, Any]:
@@ -338,6 +417,11 @@ def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, 
         "base_sha256": weights.sha256(Path(parser.get_parsed_content("base_file"))),
         "versions": {package: version(package) for package in packages},
     }
+
+
+def _told(path: str) -> str:
+    """A path as text; bytes of it that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import PositiveInt, RootModel
 
 from amsam_med.errors import WeightsError
+from amsam_med.schema import Name, Record, Sha256, read_record
 
 if TYPE_CHECKING:
     from amsam_med.data.download import Progress
@@ -67,6 +70,15 @@ class Weights:
         return f"{self.name}{Path(self.file).suffix}" if self.is_embedded else self.file
 
 
+class _Registered(Record):
+    bytes: PositiveInt
+    sha256: Sha256
+
+
+class _Registry(RootModel[dict[Name, _Registered]]):
+    """What ``assets/registry.json`` holds."""
+
+
 class State(StrEnum):
     """What a look at a weight file found."""
 
@@ -109,7 +121,10 @@ _WEIGHTS = (
 def known() -> dict[str, Weights]:
     """All weights by name, the embedded ones with the sha256 and length on record."""
     record = _read_record()
-    return {weights.name: replace(weights, **record.get(weights.name, {})) for weights in _WEIGHTS}
+    return {
+        weights.name: replace(weights, **found.model_dump()) if (found := record.get(weights.name)) else weights
+        for weights in _WEIGHTS
+    }
 
 
 def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
@@ -131,6 +146,22 @@ def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
     path, state = look(weights, folder)[1:]
     if path is None or state is not State.OK:
         raise WeightsError(_explain(weights, path, state, folder))
+    return path
+
+
+def verified(file: str | Path) -> Path:
+    """A weight file that a bundle names, after a look at its sha256 if it is an embedded one.
+
+    Args:
+        file: Any file. One that is not embedded is taken as it is.
+
+    Raises:
+        WeightsError: An embedded file is damaged or was exchanged.
+    """
+    path = Path(file)
+    for entry in known().values():
+        if entry.is_embedded and path.resolve() == _embedded_place(entry).resolve():
+            return find(entry.name)
     return path
 
 
@@ -208,8 +239,9 @@ def register(name: str, file: Path) -> Path:
     if not (target.exists() and target.samefile(file)):
         shutil.copyfile(file, part := target.with_name(f"{target.name}.part"))
         part.replace(target)
-    record = _read_record() | {name: {"bytes": target.stat().st_size, "sha256": sha256(target)}}
-    _record_file().write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    record = _read_record() | {name: _Registered(bytes=target.stat().st_size, sha256=sha256(target))}
+    plain = {name: entry.model_dump() for name, entry in record.items()}
+    _record_file().write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return target
 
 
@@ -305,7 +337,8 @@ def _record_file() -> Path:
     return _PACKAGE / "assets" / "registry.json"
 
 
-def _read_record() -> dict[str, dict[str, Any]]:
+def _read_record() -> dict[str, _Registered]:
     file = _record_file()
-    record: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return record
+    if not file.is_file():
+        return {}
+    return read_record(_Registry, file, "reinstall amsam-med", WeightsError).root

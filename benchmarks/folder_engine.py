@@ -64,7 +64,7 @@ def main(bundle: str, data: Path | None, count: int, rounds: int, formats: str) 
 
 
 def _network_alone(bundle: str, images: list[Path]) -> float:
-    parser = open_bundle(bundle, "inference", {"device": "$torch.device('cpu')"})
+    parser = open_bundle(bundle, "inference", {"device": torch.device("cpu")})
     network, inferer, prepare = (parser.get_parsed_content(id) for id in ("network", "inferer", "preprocessing"))
     inputs = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in images])
     inferer.predict(inputs[:BATCH_SIZE], network)

@@ -55,7 +55,7 @@ class Part(NamedTuple):
 @click.option("--images", "count", type=click.IntRange(2 * BATCH_SIZE), default=5 * BATCH_SIZE)
 def main(bundle: str, test_views: str, data: Path | None, count: int) -> None:
     """Print milliseconds an image of the parts and of the whole."""
-    overrides = {"test_views": test_views, "device": "$torch.device('cpu')"}
+    overrides = {"test_views": test_views, "device": torch.device("cpu")}
     parser = open_bundle(bundle, "inference", overrides)
     network, inferer, prepare = (parser.get_parsed_content(id) for id in ("network", "inferer", "preprocessing"))
     batches, source = _batches(data or _data_of_environment(), count, prepare)

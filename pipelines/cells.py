@@ -406,7 +406,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         recipe = recipe_of(job)
         return {} if recipe is None else asdict(recipe)
     parser = open_bundle("amsam_isic", "train", {**(paper_settings() if job.is_paper else {}), **job.settings})
-    return {name: parser[name] for name in (*paper_settings(), "rank")} | dict(job.settings)
+    return {name: parser.as_written(name) for name in (*paper_settings(), "rank")} | dict(job.settings)
 
 
 def clock(device: str) -> float:

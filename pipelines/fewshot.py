@@ -293,7 +293,7 @@ class Study:
             "detector": row.detector,
             "shots": shots,
             "seed": seed,
-            "settings": {name: parser[name] for name in paper_settings()},
+            "settings": {name: parser.as_written(name) for name in paper_settings()},
             "base": self.base,
             "base_sha256": self.base_sha256,
             "detector_sha256": None if detector is None else weights.sha256(detector),

@@ -3,8 +3,10 @@
     python pipelines/release.py base tiny RUN/tiny.safetensors
     python pipelines/release.py detector amsam_isic detectors/lesion.safetensors
     python pipelines/release.py model amsam_isic RUN
+    python pipelines/release.py bundles
 
-``model`` takes the run folder of a bundle's training and stores its best weights as the bundle's ``models/model.pt``.
+``model`` takes the run folder of a bundle's training and stores its best weights as the bundle's ``models/model.pt``;
+``bundles`` records the sha256 of the shipped bundles' configurations after a change of theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, read_adapter, save_model
 from amsam_med.model import build_amsam
 from amsam_med.model.build import COMPACT_BASES
+from amsam_med.trust import register_bundles
 
 LARGEST = 25 * 1000**2
 """Bytes that a weight file in the repository may have."""
@@ -63,6 +66,12 @@ def model(bundle: str, run: Path) -> None:
         save_model(network, file)
         _release(bundle, file)
     print(f"epoch {record['epoch']}, Dice on D2 {record['d2_dice']:.4f}")
+
+
+@main.command()
+def bundles() -> None:
+    """Record the configurations of the shipped bundles as they are now: these run without being asked for trust."""
+    register_bundles()
 
 
 def _release(name: str, file: Path) -> None:

@@ -40,6 +40,14 @@ TINY_SIZE = 64
 """Side of the model input in tests, in pixels."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A settings folder for the tests, in which trust in their bundles is remembered; processes inherit it."""
+    folder = tmp_path_factory.mktemp("settings")
+    os.environ["XDG_CONFIG_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle like ``amsam_isic`` with random weights at 64 pixels; its base is ``base.safetensors`` in its folder."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from amsam_med.boxes import Detections, box_from_mask, full_image_box
 from amsam_med.checkpoint import save_model
 from amsam_med.model import build_amsam
+from amsam_med.trust import trust
 
 INPUT_SIZE = 64
 _CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "amsam_isic" / "configs"
@@ -21,9 +22,8 @@ _CHANGES = {
     "input_size: 256": f"input_size: {INPUT_SIZE}",
     "  - $import amsam_med.detect.yolo\n": "",
     "detector_file: \"$@bundle_root + '/models/detector.safetensors'\"": "detector_file: null",
-    "detector: '$amsam_med.detect.yolo.load_detector(@detector_file).to(@device) if @detector_file else None'": (
-        "detector: null"
-    ),
+    "detector: '$amsam_med.detect.yolo.load_detector(amsam_med.weights.verified(@detector_file)).to(@device) "
+    "if @detector_file else None'": "detector: null",
 }
 
 
@@ -47,6 +47,7 @@ def write_small_bundle(folder: Path, seed: int = 0) -> Path:
         assert old in text
         text = text.replace(old, new)
     (folder / "configs" / "inference.yaml").write_text(text)
+    trust(folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         save_model(build_amsam("tiny", input_size=INPUT_SIZE), folder / "models" / "model.pt")
@@ -69,6 +70,7 @@ def write_tiny_bundle(root: Path, input_size: int = INPUT_SIZE) -> Path:
         config = root / "configs" / name
         text = config.read_text().replace("input_size: 256", f"input_size: {input_size}")
         config.write_text(text.replace("'$str(amsam_med.weights.find(@base))'", str(root / "base.safetensors")))
+    trust(root)
     return root
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image
 
 from amsam_med.bundle import config_files, default_bundle, locate_bundle, model_overrides, open_bundle, shipped_bundles
 from amsam_med.checkpoint import save_adapter
-from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
+from amsam_med.trust import trust
 from tests.conftest import REPOSITORY
 
 # What MONAI says on every opened configuration, and torch on the trace that MONAI's export makes.
@@ -184,11 +186,80 @@ def test_two_processes_train_one_adapter(tiny_bundle: Path, labelled_folder: Pat
     assert (tmp_path / "history.csv").read_text().count("\n") == 1 + 2
 
 
-@pytest.mark.parametrize(("trained_with", "used"), [("amsam_body", "amsam_body"), ("somebodys", "amsam_isic")])
-def test_an_adapter_is_used_with_the_shipped_bundle_it_was_trained_with(trained_with: str, used: str, tmp_path: Path):
+def test_an_adapter_is_used_with_the_shipped_bundle_it_was_trained_with(tmp_path: Path):
     network = build_amsam("tiny", input_size=64)
-    save_adapter(network, tmp_path / "a.safetensors", {"bundle": trained_with})
-    assert default_bundle(tmp_path / "a.safetensors") == used
+    save_adapter(network, tmp_path / "a.safetensors", {"bundle": "amsam_body"})
+    assert default_bundle(tmp_path / "a.safetensors") == "amsam_body"
+
+
+def test_an_adapter_cannot_choose_a_bundle_that_is_not_shipped(tmp_path: Path):
+    save_adapter(build_amsam("tiny", input_size=64), tmp_path / "a.safetensors", {"bundle": "somebodys"})
+    with pytest.raises(
+        WeightsError, match=r"'somebodys', which is not one of the shipped.*give its folder with --bundle"
+    ):
+        default_bundle(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_of_a_bundle_that_has_changed_since_is_refused(tiny_bundle: Path, tmp_path: Path):
+    network = build_amsam("tiny", input_size=64, base_weights=tiny_bundle / "base.safetensors")
+    save_adapter(network, tmp_path / "a.safetensors", {"bundle": "tiny_bundle", "bundle_sha256": "0" * 64})
+    overrides = model_overrides(tmp_path / "a.safetensors", base_weights=tiny_bundle / "base.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"a\.safetensors was trained with bundle 'tiny_bundle' of configuration 0000"
+    ):
+        open_bundle(tiny_bundle, "inference", overrides)
+
+
+@pytest.mark.parametrize(
+    "text", ["$__import__('os').mkdir('PROOF')", "@bundle_root", "%train.yaml::run", "a::b#c", "$"]
+)
+def test_a_text_from_outside_is_that_text_and_never_configuration(
+    text: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    parser = open_bundle(
+        tiny_bundle, "train", {"dataset_dir": text, "train::trainer::max_epochs": text, "seed": [text]}
+    )
+    assert parser.get_parsed_content("dataset_dir") == text
+    assert parser.get_parsed_content("train::trainer::max_epochs") == text
+    assert parser.get_parsed_content("seed") == [text]
+    assert parser.as_written("dataset_dir") == text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dictionary_from_outside_is_not_built(tiny_bundle: Path):
+    given = {"_target_": "os.getcwd"}
+    assert open_bundle(tiny_bundle, "train", {"cache_dir": given}).get_parsed_content("cache_dir") == given
+
+
+@pytest.mark.parametrize("content", ["", "[", "- a list", "'text'"])
+def test_a_bundle_whose_configuration_is_no_configuration_is_named(content: str, tiny_bundle: Path, tmp_path: Path):
+    root = Path(shutil.copytree(tiny_bundle, tmp_path / "odd"))
+    (root / "configs" / "inference.yaml").write_text(content)
+    trust(root)
+    with pytest.raises(AmsamError, match="odd"):
+        open_bundle(root, "inference").get_parsed_content("network")
+
+
+def test_a_part_that_a_foreign_bundle_cannot_build_is_named(tiny_bundle: Path, tmp_path: Path):
+    root = Path(shutil.copytree(tiny_bundle, tmp_path / "odd"))
+    with (root / "configs" / "inference.yaml").open("a") as file:
+        file.write("odd: '$nothing.here'\n")
+    trust(root)
+    with pytest.raises(ConfigError, match=r"bundle odd: its part 'odd' cannot be built .*nothing"):
+        open_bundle(root, "inference").get_parsed_content("odd")
+
+
+def test_an_exchanged_detector_of_a_shipped_bundle_is_noticed_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(REPOSITORY / "bundles", tmp_path / "bundles")
+    monkeypatch.setattr("amsam_med.weights.bundles_folder", lambda: tmp_path / "bundles")
+    models = [tmp_path / "bundles" / bundle / "models" for bundle in BUNDLES]
+    shutil.copy(models[1] / "detector.safetensors", models[0] / "detector.safetensors")
+    parser = open_bundle(tmp_path / "bundles" / "amsam_isic", "inference")
+    with pytest.raises(WeightsError, match=r"detector\.safetensors is damaged or other weights than lesion-detector"):
+        parser.get_parsed_content("detector")
 
 
 def test_unknown_bundles_and_entries_are_refused_by_name(tiny_bundle: Path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.checkpoint import (
     Adapter,
     load_adapter,
@@ -19,6 +22,7 @@ from amsam_med.checkpoint import (
 )
 from amsam_med.errors import WeightsError
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.tensors import read_tensors
 from tests.conftest import TINY_SIZE
 
 IMAGE = torch.rand(2, 3, TINY_SIZE, TINY_SIZE, generator=torch.Generator().manual_seed(0))
@@ -43,6 +47,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     torch.manual_seed(0)
     save_file(build_amsam("tiny", input_size=TINY_SIZE, rank=0, calibration="none").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
+    save_adapter(_trained(base), path, {"bundle": "amsam_isic"})
     return path
 
 
@@ -91,6 +102,111 @@ def test_damaged_and_missing_adapters_are_refused(base: Path, tmp_path: Path, co
 def test_a_base_is_not_taken_for_an_adapter(base: Path):
     with pytest.raises(WeightsError, match="another kind"):
         read_adapter(base)
+
+
+RUNS_CODE = "$__import__('pathlib').Path('PROOF').touch() or 4"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"rank": RUNS_CODE}},
+        {"settings": {"input_size": RUNS_CODE}},
+        {"settings": {"calibration": {"_target_": "os.system", "command": "touch PROOF"}}},
+        {"settings": {"base": "../../tiny"}},
+        {"settings": {"base": "@bundle_root"}},
+        {"settings": {"input_size": 10**9}},
+        {"settings": {"rank": 4.5}},
+        {"settings": {"alpha": float("nan")}},
+        {"settings": {"more": 1}},
+        {"settings": {"prompt": None}},
+        {"record": {"bundle": "/tmp/bundle"}},
+        {"record": {"bundle": "..\\\\bundle"}},
+        {"record": {"bundle": RUNS_CODE, "_target_": "os.system"}},
+        {"record": {"d2_dice": "<b>"}},
+        {"base_digest": "none"},
+        {"more": "text"},
+    ],
+)
+def test_what_an_adapter_says_is_checked_before_anything_is_made_of_it(
+    adapter: Path, base: Path, tmp_path: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = _with_header(adapter, tmp_path / "a.safetensors", change)
+    for reader in (
+        read_adapter,
+        lambda file: model_overrides(file, base),
+        lambda file: load_adapter(nn.Module(), file),
+    ):
+        with pytest.raises(WeightsError, match=r"a\.safetensors, its (header|settings|record).*train it again"):
+            reader(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_values_of_an_adapter_enter_a_bundle_as_they_are(tiny_bundle: Path, tmp_path: Path):
+    save_adapter(_trained(tiny_bundle / "base.safetensors", alpha=0.5), tmp_path / "a.safetensors")
+    parser = open_bundle(
+        tiny_bundle, "inference", model_overrides(tmp_path / "a.safetensors", tiny_bundle / "base.safetensors")
+    )
+    assert parser.get_parsed_content("network").settings["alpha"] == 0.5
+    assert parser.as_written("network_def")["input_size"] == "@input_size"
+
+
+def test_a_flipped_byte_in_an_adapters_tensors_is_noticed(adapter: Path, base: Path, tmp_path: Path):
+    path, content = tmp_path / "a.safetensors", bytearray(adapter.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.safetensors is damaged"):
+        load_adapter(_network(base), path)
+
+
+def test_an_adapter_without_a_digest_of_its_tensors_still_opens(adapter: Path, base: Path, tmp_path: Path):
+    path = _with_header(adapter, tmp_path / "a.safetensors", {"state_sha256": None})
+    load_adapter(_network(base), path)
+
+
+def test_tensors_of_another_shape_are_named(adapter: Path, base: Path, tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    state, header = read_tensors(adapter, "")
+    name = next(name for name in state if name.endswith("lora_a"))
+    save_file({**state, name: torch.zeros(1, 1)}, path, header)
+    with pytest.raises(WeightsError, match=rf"holds {name} of shape \(1, 1\).*expected"):
+        load_adapter(_network(base), path)
+
+
+def test_weights_that_are_no_numbers_are_never_written_over_good_ones(base: Path, tmp_path: Path):
+    save_adapter(_trained(base), path := tmp_path / "a.safetensors")
+    before, broken = path.read_bytes(), _trained(base)
+    with torch.no_grad():
+        next(parameter for name, parameter in broken.named_parameters() if name.endswith("lora_b")).fill_(torch.nan)
+    with pytest.raises(WeightsError, match="NaN"):
+        save_adapter(broken, path)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_model_file_and_one_of_nan_are_named(base: Path, tmp_path: Path):
+    (tmp_path / "empty.pt").touch()
+    network = _network(base)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    save_model(network, tmp_path / "nan.pt")
+    for name, said in {"empty.pt": "does not hold this network", "nan.pt": "NaN or infinity"}.items():
+        with pytest.raises(WeightsError, match=rf"{name}.*{said}"):
+            load_model(_network(base), tmp_path / name)
+
+
+def _with_header(adapter: Path, path: Path, change: dict[str, object]) -> Path:
+    """An adapter whose header says something else: entries of its JSON parts, or whole entries; None takes one out."""
+    state, header = read_tensors(adapter, "")
+    for name, value in change.items():
+        if isinstance(value, dict):
+            header[name] = json.dumps({**json.loads(header[name]), **value})
+        elif value is None:
+            del header[name]
+        else:
+            header[name] = str(value)
+    save_file(state, path, header)
+    return path
 
 
 def test_a_failed_save_leaves_the_old_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

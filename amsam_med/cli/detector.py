@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amsam_med.cli.endings import tidy_end
+
 if TYPE_CHECKING:
     from amsam_med.data.datalists import Item
     from amsam_med.detect.yolo import DetectorScores, TrainingProgress
 
+_OTHER_KINDS = (".pt", ".pth", ".json")
+"""Suffixes of pickles, and of the scores that are written beside the weights."""
 _folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -57,9 +61,15 @@ def detector() -> None:
     help="Share of training images composed of four; helps where objects may be small.",
 )
 @click.option("--epochs", type=click.IntRange(min=0), default=8, show_default=True, help="0 only measures --from.")
-@click.option("--input-size", default=256, show_default=True, help="Side in pixels to which images are squashed.")
+@click.option(
+    "--input-size",
+    type=click.IntRange(64, 2048),
+    default=256,
+    show_default=True,
+    help="Side in pixels to which images are squashed; a multiple of 32.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def train(
     folders: tuple[Path, ...],
@@ -99,9 +109,12 @@ def train(
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from monai.data.dataset import Dataset
 
+    from amsam_med.data.datalists import refuse_output_among
     from amsam_med.data.transforms import preprocessing
     from amsam_med.detect.labels import hold_out
     from amsam_med.detect.yolo import TrainingOptions, save_detector, train_detector
+    from amsam_med.locks import held, sweep_unfinished
+    from amsam_med.machine import limits_named
 
     options = TrainingOptions(
         class_name=class_name,
@@ -115,12 +128,25 @@ def train(
         start=start,
         trust_pickle=trust_pickle,
     )
+    if output.suffix in _OTHER_KINDS:
+        raise click.BadParameter(
+            f"{output.name} would not be read as a detector; give a name.safetensors", param_hint="-o"
+        )
     items = [item for folder in folders for item in _items(folder, "train")]
     learned, selecting = (items, _items(validation, "val")) if validation else hold_out(items)
+    refuse_output_among([*learned, *selecting], output.parent)
     prepare = preprocessing(input_size, with_label=True, label_at="original", num_classes=classes)
-    with _progress() as show:
+    lock = output.with_name(f".{output.name}.lock")
+    with (
+        limits_named(output, "give a smaller --batch-size or --input-size, or --device cpu"),
+        held(lock, str(output)),
+        tidy_end("Nothing was written; the training begins anew."),
+        _progress() as show,
+    ):
+        for written in (output, output.with_suffix(".json")):
+            sweep_unfinished(written)
         trained, scores = train_detector(Dataset(learned, prepare), Dataset(selecting, prepare), options, show)
-    save_detector(trained, output, scores)
+        save_detector(trained, output, scores)
     _print(scores, output)
 
 

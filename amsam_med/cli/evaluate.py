@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
+from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
 )
+@options.trust_bundle
 @options.adapter
 @options.adapters_base
 @options.detector
@@ -32,6 +34,7 @@ def evaluate(
     output: Path,
     part: str | None,
     bundle: str | None,
+    trust_bundle: bool,
     adapter: Path | None,
     base_weights: Path | None,
     detector: str | None,
@@ -58,9 +61,9 @@ def evaluate(
     from amsam_med.evaluate import EvaluateOptions
     from amsam_med.evaluate import evaluate as run
 
-    model = (bundle or default_bundle(adapter), adapter, base_weights)
+    model = (options.trusted(bundle or default_bundle(adapter), trust_bundle), adapter, base_weights)
     chosen = EvaluateOptions(*model, part, detector, device, test_views)
-    with progress_bars("scoring") as (scored,):
+    with progress_bars("scoring") as (scored,), tidy_end("What was scored is lost: begin again."):
         result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)
 

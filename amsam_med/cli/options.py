@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -28,3 +29,33 @@ test_views = click.option(
     help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
     "[default: the bundle's, which is none]",
 )
+trust_bundle = click.option(
+    "--trust-bundle",
+    is_flag=True,
+    help="Let the bundle's configuration run, now and from now on as long as it stays as it is: a bundle is code. "
+    "Shipped bundles need no trust.",
+)
+
+
+def trusted(bundle: str, is_trusted_now: bool) -> str:
+    """A bundle whose user trusts it, or is asked at the prompt; where nobody can answer, opening it is refused.
+
+    Args:
+        bundle: Name or folder.
+        is_trusted_now: Whether ``--trust-bundle`` was given.
+    """
+    from amsam_med.bundle import locate_bundle
+    from amsam_med.trust import bundle_digest, is_trusted, trust
+
+    root = locate_bundle(bundle)
+    if is_trusted(root):
+        return bundle
+    if not is_trusted_now and sys.stdin is not None and sys.stdin.isatty():
+        click.echo(
+            f"{root} is none of the shipped bundles. Its configuration is code that runs on this machine:", err=True
+        )
+        click.echo(f"  {root / 'configs'}\n  sha256 {bundle_digest(root)}", err=True)
+        is_trusted_now = click.confirm("Do you trust its source? The answer yes is remembered.", err=True)
+    if is_trusted_now:
+        trust(root)
+    return bundle

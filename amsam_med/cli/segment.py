@@ -57,6 +57,7 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
     help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.  "
     "[default: the adapter's, else amsam_isic]",
 )
+@options.trust_bundle
 @options.adapter
 @options.adapters_base
 @options.detector
@@ -123,6 +124,7 @@ def segment(
     inputs: tuple[str, ...],
     output: Path,
     bundle: str | None,
+    trust_bundle: bool,
     adapter: Path | None,
     base_weights: Path | None,
     detector: str | None,
@@ -181,7 +183,7 @@ def segment(
     from amsam_med.segment import segment as run
 
     chosen = SegmentOptions(
-        bundle or default_bundle(adapter),
+        options.trusted(bundle or default_bundle(adapter), trust_bundle),
         adapter,
         base_weights,
         detector,

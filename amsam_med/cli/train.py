@@ -9,9 +9,12 @@ import click
 from click.core import ParameterSource
 
 from amsam_med.cli import options
+from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
+_DIGITS = 9
+"""Of a number of examples, at most."""
 
 
 def paper_settings() -> dict[str, Any]:
@@ -29,8 +32,8 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     """A number of examples; None for all."""
     if value == "all":
         return None
-    if not value.isdigit() or int(value) < 2:
-        text = f"{value!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all"
+    if not (value.isascii() and value.isdigit()) or len(value) > _DIGITS or int(value) < 2:
+        text = f"{value[:20]!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all"
         raise click.BadParameter(text, ctx, param)
     return int(value)
 
@@ -46,7 +49,9 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     show_default=True,
     help="How many examples to draw; the paper has 4, 8 and 16.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and the training.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the draw and the training."
+)
 @click.option(
     "--base",
     type=click.Choice(["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]),
@@ -58,6 +63,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="Whose configuration to run."
 )
+@options.trust_bundle
 @options.detector
 @click.option(
     "--prompt",
@@ -94,7 +100,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
 @click.option(
-    "--input-size", type=click.IntRange(min=16), default=256, show_default=True, help="Model input in pixels."
+    "--input-size", type=click.IntRange(16, 2048), default=256, show_default=True, help="Model input in pixels."
 )
 @options.device
 @click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")
@@ -106,6 +112,7 @@ def train(
     base: str,
     base_weights: Path | None,
     bundle: str,
+    trust_bundle: bool,
     detector: str | None,
     prompt: str,
     calibration: str,
@@ -172,7 +179,9 @@ def train(
     if base_weights is not None:
         overrides["base_file"] = str(base_weights)
     if device != "auto":
-        overrides["device"] = f"$torch.device({device!r})"
+        import torch
+
+        overrides["device"] = torch.device(device)
     if prompt == "none":
         overrides["detector_file"] = None
     elif detector == "none":
@@ -182,11 +191,14 @@ def train(
         )
     elif detector is not None:
         overrides["detector_file"] = str(weights.find(detector))
-    with progress_bars("encoding", "training") as (encoded, trained):
+    with (
+        progress_bars("encoding", "training") as (encoded, trained),
+        tidy_end("With --resume the same command goes on from the last checkpoint."),
+    ):
         result = run(
             data,
             output,
-            TrainOptions(bundle, overrides, resume),
+            TrainOptions(options.trusted(bundle, trust_bundle), overrides, resume),
             lambda done, total: encoded(done, total, ""),
             lambda epoch, total, dice: trained(epoch, total, f"Dice on D2 {dice:.3f}"),
         )

@@ -185,6 +185,22 @@ def few_shot_draw(items: Sequence[Item], shots: int | None, seed: int) -> list[I
     return [in_order[index] for index in drawn]
 
 
+def refuse_output_among(items: Sequence[Item], output: Folder) -> None:
+    """Refuse an output folder in a folder of images or masks, of which its files would become a part.
+
+    Raises:
+        ConfigError: It is one of theirs, or lies in one.
+    """
+    folder = Path(output).resolve()
+    inputs = {Path(path).parent for item in items for path in item.values()}
+    for taken in {given.resolve() for given in inputs}:
+        if folder == taken or taken in folder.parents:
+            raise ConfigError(
+                f"the output {output} lies among the images or masks in {taken}, which would take it for data; give "
+                "another folder"
+            )
+
+
 def _refuse_unlisted(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename}: this folder cannot be listed ({error.strerror}). Change its permissions")
 

@@ -10,16 +10,20 @@ import hashlib
 import http
 import http.client
 import os
+import re
 import shutil
 import stat
+import struct
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
+from http.client import HTTPMessage
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 from amsam_med.data.datalists import (
     ISIC2018_COUNTS,
@@ -30,6 +34,7 @@ from amsam_med.data.datalists import (
     tiktok_datalist,
 )
 from amsam_med.data.readers import IMAGE_SUFFIXES
+from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 
 ISIC2018_URL = "https://isic-archive.s3.amazonaws.com/challenges/2018"
@@ -41,6 +46,10 @@ _TIMEOUT_S = 60
 _WAIT_S = 2.0  # before another attempt, longer each time
 _CHUNK_BYTES = 1 << 20
 _FREE_BYTES_LEFT = 1 << 28  # do not fill a disk to the brim
+_LARGEST_BYTES = 1 << 35  # of a file whose size nobody has published; the largest archive of ISIC 2018 has 11 GB
+_MOST_ENTRIES = 100_000  # of an archive; the largest of these sets has 5,300
+_LARGEST_RATIO, _SPARED_BYTES = 100, 1 << 28  # of unpacked to packed bytes: pictures are packed already
+_STRONG_ETAG = re.compile(r'"[!#-~]{1,200}"')
 
 Folder: TypeAlias = str | PathLike[str]
 
@@ -76,7 +85,8 @@ def download(
         progress: Called after every mebibyte.
 
     Raises:
-        DataError: The server cannot be reached or refuses, the disk is too small, or the file is not the published one.
+        DataError: The server cannot be reached, refuses, sends us elsewhere than to http or from https to http, or
+            sends more than it should; the disk is too small; or the file is not the published one.
     """
     path = Path(path)
     if not url.startswith(("http://", "https://")):
@@ -158,7 +168,8 @@ def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> Non
     """Unpack a ZIP below ``root``, after a check of all its names and of the free space.
 
     Raises:
-        DataError: The archive is damaged, too large for the disk, or has a name that leads out of ``root`` or a link.
+        DataError: The archive is damaged, encrypted, too large for the disk, or unpacks to far more than pictures do;
+            or it has a name that leads out of ``root``, or a link.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -167,6 +178,7 @@ def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> Non
         for member in members:
             _refuse_unsafe(archive.name, member)
         total, done = sum(member.file_size for member in members), 0
+        _refuse_bomb(archive, len(members), total)
         _check_space(archive.name, root, total)
         for member in members:
             _extract(content, member, root, archive.name)
@@ -184,13 +196,14 @@ def _fetch_and_unpack(url: str, root: Path, progress: Progress | None) -> None:
 def _fetch(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
     """Bring ``part`` to its full length, in several attempts if the line breaks."""
     name = part.name.removesuffix(".part")
-    failures, reason = 0, ""
+    failures, reason, furthest = 0, "", _length(part)
     while failures < _ATTEMPTS:
-        start = _length(part)
         try:
             if _append(url, part, name, size, progress):
                 return
             reason = "the connection broke"
+        except DataError:
+            raise
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise DataError(f"{url}: the server answers {error.code} {error.reason}. Check the address") from error
@@ -199,7 +212,10 @@ def _fetch(url: str, part: Path, size: int | None, progress: Progress | None) ->
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-        failures = 0 if _length(part) > start else failures + 1  # a slow line that moves is no failure
+        except ValueError as error:  # no such address
+            raise DataError(f"{url}: not an address ({error}). Check it") from error
+        # A slow line that moves is no failure; one that begins anew and gets as far as before is.
+        failures, furthest = (0, _length(part)) if _length(part) > furthest else (failures + 1, furthest)
         time.sleep(failures * _WAIT_S)
     raise DataError(f"{url}: broke off after {_length(part):,} bytes ({reason}). Run it again; it goes on from there")
 
@@ -209,28 +225,59 @@ def _append(url: str, part: Path, name: str, size: int | None, progress: Progres
     start = _length(part)
     if start and start == size:
         return True
-    with urllib.request.urlopen(_request(url, part, start), timeout=_TIMEOUT_S) as response:
+    most = _LARGEST_BYTES if size is None else size
+    with _OPENER.open(_request(url, part, start), timeout=_TIMEOUT_S) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else size
+        length = str(response.headers.get("Content-Length") or "")
+        total = start + int(length) if re.fullmatch("[0-9]{1,15}", length) else size
         _check_space(name, part.parent, (total or 0) - start)
-        _validator_file(part).write_text(response.headers.get("ETag") or "")
+        etag = str(response.headers.get("ETag") or "")
+        _validator_file(part).write_text(etag if _STRONG_ETAG.fullmatch(etag) else "", encoding="ascii")
         with part.open("ab" if start else "wb") as file:
             while chunk := response.read(_CHUNK_BYTES):
+                _check_space(name, part.parent, len(chunk))  # a server that tells no length, or a wrong one
                 file.write(chunk)
+                if file.tell() > most:
+                    break
                 if progress:
                     progress(Step(name, file.tell(), total))
+    if _length(part) > most:
+        part.unlink()
+        limit = f"got more than {most:,}, expected {most:,} bytes"
+        raise DataError(f"{name}: not the published file, {limit} at most. Try again, or another mirror")
     return total is None or _length(part) >= total
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Where a server may send us: to http or https, and from https to https alone."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request of the new address.
+
+        Raises:
+            DataError: It is of another kind, or less safe than the one that was asked for.
+        """
+        allowed = ("https://",) if req.full_url.startswith("https://") else ("http://", "https://")
+        if not newurl.lower().startswith(allowed):
+            where = f"the server sends us to {newurl[:200]}, which is not safe"
+            raise DataError(f"{req.full_url}: {where}. Try another mirror")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 def _request(url: str, part: Path, start: int) -> urllib.request.Request:
     """Ask for the bytes from ``start``, provided the server still has the file that ``part`` began with."""
     headers = {"User-Agent": "amsam-med"}
-    validator = _validator_file(part).read_text() if start and _validator_file(part).exists() else ""
+    kept = _validator_file(part)
+    validator = kept.read_text("ascii", "replace") if start and kept.exists() else ""
     if start:
         headers["Range"] = f"bytes={start}-"
-    if validator and not validator.startswith("W/"):  # a weak tag is no promise of equal bytes
+    if _STRONG_ETAG.fullmatch(validator):  # a weak tag is no promise of equal bytes
         headers["If-Range"] = validator
     return urllib.request.Request(url, headers=headers)
 
@@ -272,7 +319,7 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
 def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(
             f"{archive.name}: not a ZIP archive or damaged ({error}). Delete it and fetch it again"
         ) from error
@@ -288,10 +335,26 @@ def _refuse_unsafe(archive_name: str, member: zipfile.ZipInfo) -> None:
         )
 
 
+def _refuse_bomb(archive: Path, count: int, total: int) -> None:
+    packed = archive.stat().st_size
+    if count > _MOST_ENTRIES or total > _SPARED_BYTES + _LARGEST_RATIO * packed:
+        raise DataError(
+            f"{archive.name}: {count:,} entries of {total / 1e9:.1f} GB in an archive of {packed / 1e9:.3f} GB, which "
+            "no set of pictures has. Nothing was unpacked; fetch the archive from its publisher"
+        )
+
+
 def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path, archive_name: str) -> None:
+    target = root / member.filename.replace("\\", "/")
     try:
-        content.extract(member, root)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        if member.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        with content.open(member) as packed, atomic_path(target) as unfinished, unfinished.open("wb") as file:
+            shutil.copyfileobj(packed, file, _CHUNK_BYTES)
+            if file.tell() != member.file_size:
+                raise zipfile.BadZipFile(f"{file.tell():,} bytes instead of {member.file_size:,}")
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise DataError(
             f"{archive_name}: {member.filename} cannot be unpacked ({error}). Delete it and fetch it again"
         ) from error

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, StringConstraints
 from safetensors.torch import save
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, WeightsError
+from amsam_med.schema import Record, checked
+from amsam_med.tensors import read_tensors, refuse_non_finite
 
 FORMAT = "amsam-detector"
 FORMAT_VERSION = "1"
@@ -20,6 +22,25 @@ PICKLES = (".pt", ".pth")
 MIN_CONFIDENCE = 0.05
 """Of detectors that nobody chose one for."""
 _HALF_LIMIT = torch.finfo(torch.float16).max
+
+
+_REMEDY = "give a file of `amsam detector train`, copy it again, or train it again"
+_Remark = Annotated[str, StringConstraints(max_length=200)]
+_Share = Annotated[float, Field(strict=False, ge=0, le=1)]
+
+
+class _DetectorHeader(Record):
+    """A detector's header, in which all values are texts."""
+
+    format: Literal["amsam-detector"]
+    version: Literal["1"]
+    class_name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    nc: Annotated[int, Field(strict=False, ge=1, le=1000)]
+    input_size: Annotated[int, Field(strict=False, ge=64, le=2048, multiple_of=32)]
+    edge_error: _Share = 0.0
+    min_confidence: _Share = MIN_CONFIDENCE
+    model: _Remark = ""
+    ultralytics: _Remark = ""
 
 
 class DetectorWeights(NamedTuple):
@@ -66,13 +87,14 @@ def read_weights(path: Path, trust_pickle: bool = False) -> DetectorWeights:
     return _read_pickle(path)
 
 
-def write_weights(weights: DetectorWeights, path: Path, **remarks: str) -> None:
+def write_weights(weights: DetectorWeights, path: Path, model: str = "", ultralytics: str = "") -> None:
     """Write weights as fp16 safetensors, atomically.
 
     Args:
         weights: The weights.
         path: Target, ``.safetensors``; its folder is made if missing.
-        **remarks: More for the header, for people to read.
+        model: Which network it is, for people to read.
+        ultralytics: The version that trained it, for people to read.
     """
     header = {
         "format": FORMAT,
@@ -82,7 +104,8 @@ def write_weights(weights: DetectorWeights, path: Path, **remarks: str) -> None:
         "input_size": str(weights.input_size),
         "edge_error": f"{weights.edge_error:.6g}",
         "min_confidence": f"{weights.min_confidence:.6g}",
-        **remarks,
+        "model": model,
+        "ultralytics": ultralytics,
     }
     replace_file(path, save({name: compact(tensor) for name, tensor in weights.state.items()}, header))
 
@@ -105,21 +128,14 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _read_safetensors(path: Path) -> DetectorWeights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except Exception as error:
-        raise WeightsError(f"{path.name} cannot be read as safetensors ({error}); copy or train it again") from error
-    got = (header.get("format"), header.get("version"))
+    state, entries = read_tensors(path, _REMEDY)
+    got = (entries.get("format"), entries.get("version"))
     if got != (FORMAT, FORMAT_VERSION):
-        expected = f"expected {FORMAT!r}, version {FORMAT_VERSION}"
-        raise WeightsError(f"{path.name} has format {got[0]!r}, version {got[1]}; {expected}. Give a detector's file")
-    try:
-        measured = float(header.get("edge_error", 0.0)), float(header.get("min_confidence", MIN_CONFIDENCE))
-        return DetectorWeights(state, header["class_name"], int(header["nc"]), int(header["input_size"]), *measured)
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"{path.name} has a damaged header ({error!r}); copy or train it again") from error
+        found = f"format {ascii(got[0])[:80]}, version {ascii(got[1])[:80]}"
+        raise WeightsError(f"{path.name} has {found}; expected {FORMAT!r}, version {FORMAT_VERSION!r}. {_REMEDY}")
+    header = checked(_DetectorHeader, dict(entries), f"{path.name}, its header", _REMEDY, WeightsError)
+    measured = header.edge_error, header.min_confidence
+    return DetectorWeights(state, header.class_name, header.nc, header.input_size, *measured)
 
 
 def _read_pickle(path: Path) -> DetectorWeights:
@@ -128,6 +144,9 @@ def _read_pickle(path: Path) -> DetectorWeights:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         network = (checkpoint.get("ema") or checkpoint["model"]).float()
         input_size = int(checkpoint["train_args"]["imgsz"])
+        refuse_non_finite(network.state_dict(), path.name)
         return DetectorWeights(network.state_dict(), str(network.names[0]), len(network.names), input_size)
+    except WeightsError:
+        raise
     except Exception as error:
         raise WeightsError(f"{path.name} is not a checkpoint of ultralytics ({error!r}); give one, or train") from error

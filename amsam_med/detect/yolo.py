@@ -13,6 +13,7 @@ it, and :class:`_Training` runs none of its integrations.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -34,6 +35,9 @@ from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
 from amsam_med.detect.scores import BoxScores, score_boxes
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.keys import Keys
+from amsam_med.locks import scratch_folder
+from amsam_med.machine import limits_named
+from amsam_med.tensors import refuse_non_finite, refuse_other_shapes
 from amsam_med.views import MIRROR, view_boxes
 
 
@@ -81,7 +85,14 @@ VOTING_IOU = 0.65
 """IoU with the most confident box from which on a box has a vote; chosen on images for selection."""
 STRIDE = 32
 """Of YOLOv8's coarsest features: inputs are multiples of it."""
+MOST_PIXELS = 2048
+"""The largest side of an input; a header that asks for more would take all memory there is."""
+SCRATCH = "amsam-detector-"
+"""Start of the names of temporary folders with prepared images."""
+_LESS_MEMORY = "give a smaller --batch-size or --input-size, or --device cpu"
 _CLASS_HEAD = ".cv3."
+_CALMER = "train with a larger --batch-size, another --seed"
+_REMEDY = "copy it again, or make one with `amsam detector train`"
 
 
 class YoloDetector(nn.Module):
@@ -92,13 +103,13 @@ class YoloDetector(nn.Module):
 
     Args:
         class_name: What it finds.
-        input_size: Side of the square that the network was trained on, in pixels; a multiple of 32, at least 64.
+        input_size: Side of the square that the network was trained on, in pixels; a multiple of 32 from 64 to 2048.
         min_confidence: Boxes below it do not count as detections, in [0, 1].
         edge_error: How far it puts the edges of boxes from where they are on images that it has not learned from, as
             the standard deviation in shares of the box's width and height; 0 where it is not known.
 
     Raises:
-        ConfigError: ``input_size`` or ``min_confidence`` is out of range.
+        ConfigError: ``input_size``, ``min_confidence`` or ``edge_error`` is out of range.
     """
 
     def __init__(
@@ -112,6 +123,8 @@ class YoloDetector(nn.Module):
         _check_input_size(input_size)
         if not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence = {min_confidence}; expected a number from 0 to 1")
+        if not 0 <= edge_error < math.inf:
+            raise ConfigError(f"edge_error = {edge_error}; expected a share of a box's size, 0 or more")
         self.class_name = class_name
         self.input_size = input_size
         self.min_confidence = min_confidence
@@ -134,7 +147,7 @@ class YoloDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Detections:
-        """Find one box in each image; the whole image where no candidate lies in it.
+        """Find one box in each image; the whole image where no candidate lies in it or none is a finite box.
 
         Args:
             image: RGB float32 ``(B, 3, S, S)`` in [0, 1]; resized where S is not the detector's own input size.
@@ -151,6 +164,8 @@ class YoloDetector(nn.Module):
         seen, mirrored = (box_convert(half, "cxcywh", "xyxy") for half in both[..., :4].chunk(2))
         candidates = torch.cat([seen, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)  # (B, 2 anchors, 4)
         confidences = torch.cat(both[..., 4].chunk(2), dim=1)
+        is_box = candidates.isfinite().all(dim=2) & confidences.isfinite()
+        candidates, confidences = candidates.where(is_box[..., None], 0.0), confidences.where(is_box, 0.0)
         voted = [_vote(*image) for image in zip(candidates, confidences, strict=True)]
         confidence = confidences.amax(dim=1)
         boxes = clip_boxes(scale_boxes(torch.stack(voted), own_size, size), size)
@@ -252,17 +267,21 @@ def load_detector(path: str | Path, min_confidence: float | None = None, trust_p
     """
     path = Path(path)
     weights = read_weights(path, trust_pickle)
+    what = f"it does not hold a {ARCHITECTURE} with one class"
     if weights.class_count != 1:
         got = f"{path.name} finds {weights.class_count} classes"
         raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
     min_confidence = weights.min_confidence if min_confidence is None else min_confidence
-    detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
     try:
-        detector.network.load_state_dict(weights.state)
-    except RuntimeError as error:
-        what = f"a {ARCHITECTURE} with one class"
-        raise WeightsError(f"{path.name} does not hold {what}; `amsam detector train` makes one") from error
-    return detector.fuse()
+        detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
+    except ConfigError as error:
+        raise WeightsError(f"{path.name}: {error}; {_REMEDY}") from None
+    refuse_other_shapes(weights.state, detector.network.state_dict(), path.name, f"{what}; {_REMEDY}")
+    refuse_non_finite(weights.state, path.name, _REMEDY)
+    detector.network.load_state_dict(weights.state)
+    detector.fuse()
+    refuse_non_finite(detector.network.state_dict(), path.name, _REMEDY)  # a variance below zero shows here
+    return detector
 
 
 def save_detector(detector: YoloDetector, path: Path, scores: DetectorScores | None = None) -> None:
@@ -295,8 +314,8 @@ def train_detector(
 
     Raises:
         DataError: A part is empty or holds no object, or images differ in size.
-        ConfigError: A setting is out of range, or there is no such device.
-        WeightsError: ``options.start`` is of another network.
+        ConfigError: A setting is out of range, there is no such device, the training diverges, or memory runs out.
+        WeightsError: ``options.start`` is of another network, or holds values that are not finite.
     """
     options = options or TrainingOptions()
     _check_options(options)
@@ -305,9 +324,9 @@ def train_detector(
     network = _build_network(options.seed)
     if options.start is not None:
         _start_from(network, options.start, options.trust_pickle)
-    with tempfile.TemporaryDirectory(prefix="amsam-detector-") as folder, _kept_environment():
+    with scratch_folder(SCRATCH) as folder, limits_named(folder, _LESS_MEMORY), _kept_environment():
         parts = [
-            write_yolo_folder(samples, Path(folder) / name, options.has_instances)
+            write_yolo_folder(samples, folder / name, options.has_instances)
             for name, samples in (("training", train if options.epochs else validation), ("validation", validation))
         ]
         if parts[1].input_size != parts[0].input_size:
@@ -319,6 +338,8 @@ def train_detector(
         else:
             training.measure()
     detector = YoloDetector(options.class_name, parts[0].input_size, options.min_confidence)
+    if not training.best_state:  # no epoch had a fitness that is a number
+        raise _divergence("the validation", options)
     detector.network.load_state_dict(training.best_state)
     map50, map50_95 = (training.best_metrics[f"metrics/{name}(B)"] for name in ("mAP50", "mAP50-95"))
     best_box = score_boxes(detector, validation, options.has_instances)
@@ -335,6 +356,7 @@ class _Training(DetectionTrainer):
     ema: Any  # ultralytics sets these to None first
     metrics: Any
     model: Any
+    loss: Any
     tloss: Any
 
     def __init__(
@@ -353,6 +375,7 @@ class _Training(DetectionTrainer):
             "nc": 1,
             "channels": 3,
         }
+        self._options = options
         self._on_progress = on_progress
         self._step = 0
         self.best_state: Mapping[str, Tensor] = {}
@@ -388,14 +411,24 @@ class _Training(DetectionTrainer):
             self._step = 0
         elif event == "on_train_batch_end":
             self._step += 1
+            self._refuse_divergence()
             self._report(None)
         elif event == "on_fit_epoch_end":
             self._report(self.metrics["metrics/mAP50(B)"])
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Nothing: ultralytics would look for a checkpoint, which is a pickle; ours ends the training instead."""
+        return False
+
+    def _refuse_divergence(self) -> None:
+        if not bool(self.loss.isfinite()):
+            raise _divergence(f"the loss of epoch {self.epoch + 1} is {float(self.loss)}", self._options)
 
     def save_model(self) -> bool:
         """Keep the best weights (their moving average) in memory instead of a pickle on disk."""
         if self.best_fitness == self.fitness:
             average = self.ema.ema.state_dict()
+            refuse_non_finite(average, f"the detector after epoch {self.epoch + 1}", _CALMER, ConfigError)
             self.best_state = {name: compact(tensor) for name, tensor in average.items()}
             self.best_metrics = dict(self.metrics)
         return True
@@ -407,6 +440,11 @@ class _Training(DetectionTrainer):
         loss = float(sum(self.tloss.values()))
         position = (self.epoch + 1, self.epochs, self._step, len(self.train_loader))
         self._on_progress(TrainingProgress(*position, loss, map50))
+
+
+def _divergence(what: str, options: TrainingOptions) -> ConfigError:
+    start = "" if options.start is None else f", from other weights than {options.start.name}"
+    return ConfigError(f"the training has diverged: {what}; {_CALMER}{start}")
 
 
 def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[str, Any]:
@@ -451,6 +489,7 @@ def _start_from(network: nn.Module, path: Path, trust_pickle: bool) -> None:
         raise WeightsError(f"{path.name} is not a {ARCHITECTURE} (it lacks {lacking[0]}); start from another file")
     if any(name not in fitting for name in own):  # other classes: a head that fits in parts is worth nothing
         fitting = {name: tensor for name, tensor in fitting.items() if _CLASS_HEAD not in name}
+    refuse_non_finite(fitting, path.name)
     network.load_state_dict(fitting, strict=False)
 
 
@@ -463,8 +502,11 @@ def _check_options(options: TrainingOptions) -> None:
 
 
 def _check_input_size(input_size: int) -> None:
-    if input_size < 2 * STRIDE or input_size % STRIDE:
-        raise ConfigError(f"input_size = {input_size}; expected a multiple of {STRIDE} from {2 * STRIDE}, such as 256")
+    if not 2 * STRIDE <= input_size <= MOST_PIXELS or input_size % STRIDE:
+        raise ConfigError(
+            f"input_size = {input_size}; expected a multiple of {STRIDE} from {2 * STRIDE} to "
+            f"{MOST_PIXELS}, such as 256"
+        )
 
 
 def _device(name: str) -> str:

@@ -411,7 +411,6 @@ def _disks() -> None:
 
     for name, path in {
         "below a file": "a.png/out",
-        "below the null device": "/dev/null/out",
         "among the processes": "/proc/out",
         "of 5,000 letters": "x" * 5000,
         "of 300 letters": "x" * 300,

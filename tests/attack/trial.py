@@ -86,4 +86,5 @@ class Trial:
     def _kit(self) -> Kit:
         folder = Path(tempfile.mkdtemp(prefix="attack-kit-"))
         self._held.callback(remove, folder)
+        os.environ.setdefault("XDG_CONFIG_HOME", str(folder / "settings"))  # trust in bundles is remembered there
         return Kit(folder)

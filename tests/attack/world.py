@@ -117,7 +117,8 @@ class World:
     def environment(self, **changes: str | None) -> dict[str, str]:
         """A small environment; None takes a variable away."""
         plain = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
-        own = {"HOME": str(self.home), "TMPDIR": str(self.tmp), "PYTHONIOENCODING": "utf-8:strict"}
+        own = {"HOME": str(self.home), "TMPDIR": str(self.tmp), "XDG_CONFIG_HOME": str(self.home / ".config")}
+        own["PYTHONIOENCODING"] = "utf-8:strict"
         return {name: value for name, value in {**plain, **own, **changes}.items() if value is not None}
 
     def start(
@@ -137,6 +138,7 @@ class World:
             str(log),
             str(log),
             events=events,
+            writable=str(self.root.parent),
         )
         given = replace(given, **surroundings)
         return Running(self._zygote, self._zygote.start(given), log)
@@ -166,8 +168,8 @@ class World:
         return ["segment", source or self.input, "-o", self.output, *self.with_bundle(), "--device", "cpu", *more]
 
     def with_bundle(self, bundle: Path | None = None) -> list[str | os.PathLike[str]]:
-        """The words that choose a bundle and, where they must, trust it."""
-        return ["--bundle", bundle or self.bundle, *(["--trust-bundle"] if _must_trust() else [])]
+        """The words that choose a bundle and trust it."""
+        return ["--bundle", bundle or self.bundle, "--trust-bundle"]
 
     def segment(self, *more: str | os.PathLike[str], source: Path | None = None, **surroundings: Any) -> Run:
         """Segment the input with the small bundle."""
@@ -208,7 +210,8 @@ class World:
     def _listed(self) -> dict[str, str]:
         listed: dict[str, str] = {}
         for path in walk(self.root, self._is_free):
-            listed[os.fspath(path.relative_to(self.root))] = _identity(path)
+            with suppress(OSError):  # deeper than a path may be, or locked
+                listed[os.fspath(path.relative_to(self.root))] = _identity(path)
         return listed
 
     def _is_free(self, path: Path) -> bool:
@@ -249,8 +252,9 @@ def walk(root: Path, is_left_out: Callable[[Path], bool] = lambda _: False) -> I
 def remove(root: Path) -> None:
     """Delete a folder, also where it is locked or deeper than Python's own functions go."""
     for path in [root, *walk(root)]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o755)
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
     subprocess.run(["rm", "-rf", root], check=False)
 
 
@@ -265,10 +269,3 @@ def _identity(path: Path) -> str:
     if not os.access(path, os.R_OK):
         return f"{status.st_size} bytes, {status.st_mtime_ns}"
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _must_trust() -> bool:
-    """Whether a bundle that is not shipped must be trusted in words; older versions know no such word."""
-    from amsam_med.cli.segment import segment
-
-    return any("--trust-bundle" in parameter.opts for parameter in segment.params)

@@ -36,6 +36,8 @@ _PRELOADED = (
     *(f"amsam_med.cli.{name}" for name in ("segment", "train", "evaluate", "detector", "data", "weights", "info")),
     *("rich.progress", "highdicom", "dicomweb_client.api", "monai.engines", "monai.handlers"),
 )
+_NEW_MOUNTS, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
+_MOUNT_SETATTR, _AT_CWD, _AT_RECURSIVE = 442, -100, 0x8000
 _FILE_POWERS = 1 << 1 | 1 << 2  # DAC_OVERRIDE and DAC_READ_SEARCH: with them no permission binds
 
 
@@ -69,6 +71,8 @@ class Surroundings:
         limits: Of the module ``resource`` by name, as ``{"RLIMIT_NOFILE": 64}``.
         events: What happens to it.
         is_bound_by_permissions: Whether the superuser gives up reading and writing what is not allowed to anybody.
+        writable: The only folder that can be written to, where the system lets the superuser see to that: what a defect
+            would delete or overwrite is then not that of the machine.
     """
 
     words: Sequence[str]
@@ -81,6 +85,7 @@ class Surroundings:
     limits: Mapping[str, int] = field(default_factory=dict)
     events: Sequence[Event] = ()
     is_bound_by_permissions: bool = True
+    writable: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,6 @@ def _surroundings(told: dict[str, Any]) -> Surroundings:
 
 def _enter(given: Surroundings) -> None:
     os.setsid()
-    os.chdir(given.cwd)
     os.environ.clear()
     os.environ.update(given.environment)
     for number, name in ((0, given.stdin), (1, given.stdout), (2, given.stderr)):
@@ -229,6 +233,9 @@ def _enter(given: Surroundings) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if given.writable and os.geteuid() == 0:
+        _confine(os.fsencode(given.writable))
+    os.chdir(given.cwd)
     if given.is_bound_by_permissions and os.geteuid() == 0:
         _give_up_file_powers()
     address_space = _status_kb("VmSize") * 1024 + given.megabytes * (1 << 20)
@@ -253,6 +260,17 @@ def _connect(number: int, name: str) -> None:
         opened = os.open(name, os.O_RDONLY if number == 0 else os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(opened, number)
     os.close(opened)
+
+
+def _confine(writable: bytes) -> None:
+    """See every file system but one folder as read-only, in this process and those that it starts."""
+    libc = ctypes.CDLL(None)
+    if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE | _RECURSIVE, None):
+        return  # not allowed here, as in most containers
+    libc.mount(writable, writable, None, _BIND | _RECURSIVE, None)
+    for path, is_read_only in ((b"/", 1), (writable, 0)):
+        attributes = (ctypes.c_uint64 * 4)(is_read_only, 1 - is_read_only, 0, 0)  # to set, to clear, ...
+        libc.syscall(_MOUNT_SETATTR, _AT_CWD, path, _AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
 
 
 def _give_up_file_powers() -> None:

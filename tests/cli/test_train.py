@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from amsam_med import cli
 from amsam_med import train as train_module
@@ -128,7 +129,7 @@ def test_choices_become_entries_of_the_configuration(
     assert chosen["shots"] is None
     assert (chosen["base_file"], chosen["detector_file"]) == (str(base), str(detector))
     assert (chosen["cache_dir"], chosen["prompt"]) == ("kept", "box+point")
-    assert chosen["device"] == "$torch.device('cpu')"
+    assert chosen["device"] == torch.device("cpu")
 
 
 def test_every_option_is_an_entry_of_the_shipped_configuration(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,6 +36,10 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {"a.bin": CONTENT}
         self.knows_ranges = True
         self.tells_length = True
+        self.promises = 0  # bytes more than there are
+        self.length: str | None = None  # instead of a right one
+        self.etag: str | None = None  # instead of a right one
+        self.sends_to: str | None = None
         self.break_after: list[int] = []  # for the next requests: bytes to send before the line breaks
         self.errors: list[int] = []  # for the next requests: an HTTP status instead of a file
         self.ranges: list[str | None] = []  # what was asked for
@@ -51,7 +58,12 @@ class Handler(BaseHTTPRequestHandler):
         if content is None or self.server.errors:
             self.send_error(404 if content is None else self.server.errors.pop(0))
             return
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        if self.server.sends_to is not None:
+            self.send_response(302)
+            self.send_header("Location", self.server.sends_to)
+            self.end_headers()
+            return
+        etag = self.server.etag or f'"{hashlib.md5(content).hexdigest()}"'
         start = int(self.headers["Range"][6:-1]) if self.headers["Range"] else 0
         if not self.server.knows_ranges or self.headers["If-Range"] not in (None, etag):
             start = 0
@@ -61,7 +73,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("ETag", etag)
         if self.server.tells_length:
-            self.send_header("Content-Length", str(len(content) - start))
+            right = str(len(content) - start + self.server.promises)
+            self.send_header("Content-Length", right if self.server.length is None else self.server.length)
         self.end_headers()
         end = start + self.server.break_after.pop(0) if self.server.break_after else None
         self.wfile.write(content[start:end])
@@ -284,3 +297,101 @@ def test_the_command_line_exits_1_for_faults_and_2_for_usage(tmp_path: Path) -> 
     assert (imported.exit_code, "Log in at" in imported.output) == (1, True)
     assert run.invoke(amsam, ["data", "get", "mnist", "-o", str(tmp_path)]).exit_code == 2
     assert run.invoke(amsam, ["data", "check", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_a_server_that_always_promises_more_than_it_sends_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.promises = 5
+    with pytest.raises(DataError, match="broke off after"):
+        download(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert len(server.ranges) < 20
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+def test_a_body_that_is_longer_than_the_published_file_is_cut_off(
+    tells_length: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(downloads, "_LARGEST_BYTES", 5000)
+    server.tells_length = tells_length
+    for size in (4000, None):
+        with pytest.raises(DataError, match=r"a\.bin: not the published file, got more than [45],000"):
+            download(f"{server.url}/a.bin", tmp_path / "a.bin", size)
+        assert not (tmp_path / "a.bin.part").exists()
+
+
+@pytest.mark.parametrize("length", ["-1", "many", "9" * 400, ""])
+def test_a_length_that_is_no_number_is_none(length: str, server: Server, tmp_path: Path) -> None:
+    server.length = length
+    assert download(f"{server.url}/a.bin", tmp_path / "a.bin").read_bytes()[:1000] == CONTENT[:1000]
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/a.bin", "data:text/plain,evil"])
+def test_a_server_cannot_send_us_to_other_kinds_of_addresses(address: str, server: Server, tmp_path: Path) -> None:
+    server.sends_to = address
+    with pytest.raises(DataError, match=r"the server (sends us to|answers 302)"):
+        download(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_https_is_not_left_for_http() -> None:
+    asked = urllib.request.Request("https://publisher.example/a.zip")
+    to = "http://publisher.example/a.zip"
+    with pytest.raises(DataError, match="sends us to http://"):
+        downloads._Redirects().redirect_request(asked, io.BytesIO(), 302, "Found", HTTPMessage(), to)
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999/", "http://127.0.0.1:port/", "http://ä b/"])
+def test_an_address_that_is_none_is_named(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_WAIT_S", 0.0)
+    with pytest.raises(DataError, match=r"not an address|broke off"):
+        download(address, tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("etag", ['"a\x85b"', "W/" + '"weak"', "x" * 500, '"' + "é" * 20 + '"'])
+def test_a_foreign_mark_of_the_file_is_not_sent_back(etag: str, server: Server, tmp_path: Path) -> None:
+    server.etag, server.break_after = etag, [4000]
+    assert download(f"{server.url}/a.bin", tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_SPARED_BYTES", 0)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(1 << 24))
+    with pytest.raises(DataError, match=r"bomb\.zip: 1 entries of 0\.0 GB .* no set of pictures has"):
+        unpack(tmp_path / "bomb.zip", tmp_path / "out")
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_more_entries_than_any_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_MOST_ENTRIES", 3)
+    (tmp_path / "a.zip").write_bytes(zip_of({f"{number}.txt": b"" for number in range(4)}))
+    with pytest.raises(DataError, match=r"a\.zip: 4 entries"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_an_entry_that_lies_about_its_size_leaves_no_file(tmp_path: Path) -> None:
+    content = zip_of({"a.png": b"hello"})
+    sizes = struct.pack("<LL", 5, 5)
+    for lie in (struct.pack("<LL", 5, 2), struct.pack("<LL", 5, 500), struct.pack("<LL", 2, 5)):
+        (tmp_path / "a.zip").write_bytes(content.replace(sizes, lie))
+        with pytest.raises(DataError, match=r"a\.zip: "):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
+        assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_encrypted_and_unknown_packing_is_named(tmp_path: Path) -> None:
+    content = bytearray(zip_of({"a.png": b"hello"}))
+    central = content.index(b"PK\x01\x02")
+    for offset, value in ((8, 1), (10, 97)):  # the flag of encryption; a method of packing that nobody has
+        changed = bytearray(content)
+        changed[central + offset] = changed[offset - 2] = value
+        (tmp_path / "a.zip").write_bytes(changed)
+        with pytest.raises(DataError, match=r"a\.zip: a\.png cannot be unpacked"):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
+        assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_file_that_is_also_a_folder_is_a_fault_of_the_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_of({"a": b"file", "a/b.png": b"inside"}))
+    with pytest.raises(DataError, match=r"a\.zip: a/b\.png cannot be unpacked"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")

@@ -1,0 +1,123 @@
+"""Weights as they come from files: one bounded way to open a file of tensors, and what a network may be given of it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from amsam_med.errors import AmsamError, WeightsError
+
+HEADER_LIMIT = 2**20
+"""The longest header of a safetensors file that is read, in bytes; ours have some 30,000."""
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # 8-bit floats are forms that ours do not read
+
+
+def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a safetensors file.
+
+    Args:
+        path: The file.
+        remedy: What the user can do where it cannot be read, for the message.
+        header_only: Whether to leave the tensors on disk; then there are none.
+
+    Raises:
+        WeightsError: The file is not there, damaged, or its header is absurdly long; a tensor holds NaN or infinity.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            raise WeightsError(f"{path.name} is not a regular file; {remedy}")
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if not 0 < length <= min(HEADER_LIMIT, status.st_size):
+            raise WeightsError(
+                f"{path.name} cannot be read as safetensors (a header of {length:,} bytes, a file of "
+                f"{status.st_size:,}; at most {HEADER_LIMIT:,} are read); {remedy}"
+            )
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            names = () if header_only else file.keys()
+            state = {name: file.get_tensor(name) for name in names}
+    except WeightsError:
+        raise
+    except Exception as error:  # safetensors' own, the system's, and torch's of types that it does not know
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path.name} cannot be read as safetensors ({reason}); {remedy}") from None
+    refuse_non_finite(state, path.name)
+    return state, header
+
+
+def refuse_non_finite(
+    state: Mapping[str, object],
+    name: str,
+    remedy: str = "fetch the file again, or train it again with a smaller rate",
+    error: type[AmsamError] = WeightsError,
+) -> None:
+    """Let only weights pass that a network can compute with.
+
+    Args:
+        state: Tensors by name. Integers may have any value; floats must be finite as float32.
+        name: Of their file, for the message.
+        remedy: What the user can do, for the message.
+        error: The kind of error to raise.
+
+    Raises:
+        WeightsError: An entry is no dense tensor of real numbers, or holds NaN or infinity; or ``error``, where given.
+    """
+    for key, value in state.items():
+        tensor = _plain(key, value, name, remedy, error)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach().float()).all()):
+            raise error(
+                f"{name} holds NaN or infinity (first: {ascii(key)[:80]}), which no network can compute with; {remedy}"
+            )
+
+
+def refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, remedy: str) -> None:
+    """Let only weights pass that are those of a network: the same names and shapes, floats of any width for its floats.
+
+    Args:
+        state: Tensors by name, from a file.
+        own: The network's.
+        name: Of the file, for the message.
+        remedy: What the user can do.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{name} holds no tensors by name; {remedy}")
+    if different := sorted(map(str, own.keys() ^ state.keys())):
+        has = "lacks" if different[0] in own else "holds the unknown"
+        raise WeightsError(f"{name} {has} part {ascii(different[0])[:80]} ({len(different)} differ); {remedy}")
+    for key, tensor in state.items():
+        _plain(key, tensor, name, remedy, WeightsError)
+        is_other_kind = tensor.dtype != own[key].dtype and not (
+            tensor.is_floating_point() and own[key].is_floating_point()
+        )
+        if tensor.shape != own[key].shape or is_other_kind:
+            raise WeightsError(
+                f"{name} holds {key} of shape {tuple(tensor.shape)} and type {tensor.dtype}, expected "
+                f"{tuple(own[key].shape)} and {own[key].dtype}; {remedy}"
+            )
+
+
+def _plain(key: str, value: object, name: str, remedy: str, error: type[AmsamError]) -> Tensor:
+    """A dense tensor of real numbers, each with a place of its own in memory, and nothing else.
+
+    A few bytes of a checkpoint may claim to be a tensor of any size, all of whose entries are one number.
+    """
+    is_tensor = (
+        isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    )
+    if not isinstance(value, Tensor) or not is_tensor or value.nbytes > value.untyped_storage().nbytes():
+        raise error(f"{name} holds {ascii(key)[:80]}, which is no tensor of plain numbers; {remedy}")
+    if value.is_complex() or (value.is_floating_point() and value.dtype not in _REAL):
+        kind = f"of type {value.dtype}; expected floats of 16 to 64 bits"
+        raise error(f"{name} holds {ascii(key)[:80]} {kind}; {remedy}")
+    return value
