@@ -10,7 +10,6 @@ over the classes that its prediction or its truth holds.
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from amsam_med.bundle import Expression, model_overrides, open_bundle
 from amsam_med.data.datalists import refuse_output_among
+from amsam_med.data.tables import TableWriter
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 from amsam_med.infer import PromptInferer
@@ -399,6 +399,6 @@ def _holds_any(masks: Tensor) -> Tensor:
 
 def _write_table(scores: Iterable[ImageScore], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[column.name for column in fields(ImageScore)])
-        writer.writeheader()
-        writer.writerows(asdict(score) for score in scores)
+        writer = TableWriter(file, [column.name for column in fields(ImageScore)])
+        writer.write_header()
+        writer.write_rows(asdict(score) for score in scores)

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
+from amsam_med.data.tables import visible
 from amsam_med.data.writers import atomic_path
 from amsam_med.infer import NOT_FOUND, Flag
-from amsam_med.records import RESULTS
+from amsam_med.records import RESULTS, FileFlag
 
 REPORT = "report.html"
 GALLERY_LIMIT = 10_000
@@ -37,6 +38,8 @@ FLAG_MEANINGS = {
     Flag.BOX_MASK_DISAGREE.value: "The box and the mask are not of the same thing.",
     Flag.UNSURE_MASK.value: "Many pixels are about as likely object as background.",
     Flag.EMPTY_MASK.value: "There is no object in the mask.",
+    FileFlag.DAMAGED.value: "The file is damaged; what could be decoded of the picture was segmented.",
+    FileFlag.BURNED_IN.value: "The file says that text is burned into its pixels: perhaps the patient's name.",
 }
 
 _TEMPLATE = Path(__file__).parent / "assets" / "report.html"
@@ -281,7 +284,7 @@ class _Page:
     def _fact_items(self) -> Iterator[str]:
         for name, value in self._facts.items():
             tag = ("<code>", "</code>") if name.casefold() == "command" else ("", "")
-            yield f"<dt>{escape(name)}</dt><dd>{tag[0]}{escape(value)}{tag[1]}</dd>\n"
+            yield f"<dt>{escape(name)}</dt><dd>{tag[0]}{escape(visible(value))}{tag[1]}</dd>\n"
 
     def _flag_section(self) -> Iterator[str]:
         if not self._tally.flags:
@@ -291,7 +294,8 @@ class _Page:
         yield '<th scope="col">What it means</th></tr></thead>\n<tbody>\n'
         for word, count in self._tally.flags.most_common():
             meaning = escape(FLAG_MEANINGS.get(word, ""))
-            yield f'<tr><th scope="row">{escape(word)}</th><td class="number">{count:,}</td><td>{meaning}</td></tr>\n'
+            name = escape(visible(word))
+            yield f'<tr><th scope="row">{name}</th><td class="number">{count:,}</td><td>{meaning}</td></tr>\n'
         yield "</tbody></table>\n</section>"
 
     def _plot_section(self) -> Iterator[str]:
@@ -343,7 +347,7 @@ def _row_json(cells: Mapping[str, str]) -> str:
     """A card as the page's script reads it: ASCII on one line, and nothing in it ends or opens an element."""
     told = _told(cells)
     links = {name.removesuffix(_FILE_COLUMN): _link(cell) for name, cell in told.items() if name.endswith(_FILE_COLUMN)}
-    shown = {name: cell for name, cell in told.items() if not name.endswith(_FILE_COLUMN)}
+    shown = {name: visible(cell) for name, cell in told.items() if not name.endswith(_FILE_COLUMN)}
     return json.dumps({"cells": shown, "links": links}, separators=(",", ":")).replace("<", "\\u003c")
 
 

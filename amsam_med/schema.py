@@ -90,10 +90,17 @@ def _described(fault: ValidationError) -> str:
 
 def _one(fault: Any) -> str:
     where = _short(".".join(map(str, fault["loc"])))
-    got = "" if fault["type"] in ("missing", "json_invalid") else f" (got {_short(ascii(fault['input']))})"
+    got = "" if fault["type"] in ("missing", "json_invalid") else f" (got {_short(_seen(fault['input']))})"
     message = str(fault["msg"])
     text = f"{message[0].lower()}{message[1:]}{got}"
     return f"entry {where!r}: {text}" if where else text
+
+
+def _seen(value: object) -> str:
+    try:
+        return ascii(value)
+    except RecursionError:  # lists within lists, a thousand deep
+        return f"{type(value).__name__}, nested too deep"
 
 
 def _short(text: str) -> str:

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,8 @@ from amsam_med import __version__, weights
 from amsam_med.bundle import BundleParser, model_overrides, open_bundle, shipped_bundles
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
+from amsam_med.data.scratch import sweep_scratch
+from amsam_med.data.tables import visible
 from amsam_med.data.writers import FORMATS, Labels
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.gallery import Card, write_report
@@ -56,6 +58,7 @@ REPORT = "report.html"
 SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
 
+_COUNTS = ("images", "done", "failed", "skipped", "pictures", "without_box", "flagged")
 _ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
 _FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 
@@ -130,6 +133,7 @@ class SegmentSummary:
         without_box: Pictures among them for which the detector found no box.
         flagged: Pictures among them that deserve a look; ``results.csv`` says why.
         seconds: Wall time from the first file read to the last one written; loading the weights is not in it.
+        signal_number: What it was stopped by; None where nothing stopped it.
         failures: (file, error) of the first :data:`SHOWN_FAILURES` failed files.
     """
 
@@ -142,6 +146,7 @@ class SegmentSummary:
     without_box: int = 0
     flagged: int = 0
     seconds: float = 0.0
+    signal_number: int | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -166,7 +171,7 @@ class SegmentSummary:
         self.skipped += not rows
         self.done += bool(rows) and not error
         self.failed += bool(error)
-        self.pictures += sum(not row.error for row in rows)
+        self.pictures += sum(not row.error for row in rows) - outcome.taken_over
         self.without_box += sum(row.box_source == NOT_FOUND for row in rows)
         self.flagged += sum(bool(row.flags) for row in rows)
         if error and len(self.failures) < SHOWN_FAILURES:
@@ -181,7 +186,7 @@ def segment(
 ) -> SegmentSummary:
     """Segment files, folders, archives of images, and what a DICOMweb server has.
 
-    Ctrl-C ends the run after the batch in hand, with its results kept; a second Ctrl-C ends it at once.
+    Ctrl-C, SIGTERM and SIGHUP end the run after the batch in hand, with its results kept; a second one ends it at once.
 
     Args:
         inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses.
@@ -203,16 +208,23 @@ def segment(
     parser.get_parsed_content("network")  # says what is wrong with its files before the output folder is touched
     fingerprint = _fingerprint(parser, options)
     summary = SegmentSummary(output, len(files))
-    with _cluster(options), _room_in(output), closing(Records(output, fingerprint, options.overwrite)) as records:
-        salt = records.salt if options.deidentifies else None
+    with (
+        _cluster(options),
+        _interrupts_noted(summary) as is_interrupted,
+        _room_in(output),
+        closing(Records(output, fingerprint, options.overwrite)) as records,
+    ):
+        salt = records.secret() if options.deidentifies else None
+        files.prepare(records.names(), salt.encode() if salt else None)
+        sweep_scratch()
         if options.engine == "ray":
             stages: Stages | RayStages = _stages_of_cluster(options, output, fingerprint, salt)
         else:
             stages = _stages(parser, options, output, fingerprint, salt)
-        records.start(_settings(inputs, output, options, stages.device))
+        records.start(_settings(inputs, output, options, stages.device, files.shown))
         start, state = time.monotonic(), "failed"
         try:
-            _run(stages, files, records, summary, options.overwrite, progress)
+            _run(stages, files, records, summary, options.overwrite, progress, is_interrupted)
             state = "interrupted" if summary.is_interrupted else "complete"
         finally:
             summary.seconds = time.monotonic() - start
@@ -230,13 +242,17 @@ def _run(
     summary: SegmentSummary,
     overwrite: bool,
     progress: Progress | None,
+    is_interrupted: threading.Event,
 ) -> None:
     def earlier(file: InputFile) -> Earlier | None:
         found = records.earlier(file.name)
-        return found._replace(is_done=False, file=file.file) if found and overwrite else found
+        return replace(found, is_done=False, file=file.file, parts={}) if found and overwrite else found
 
-    with _interrupts_noted() as is_interrupted, closing(stages.run(files, earlier, is_interrupted)) as outcomes:
+    with closing(stages.run(files, earlier, is_interrupted)) as outcomes:
         for outcome in outcomes:
+            if outcome.part is not None:
+                records.add_part(outcome.file.name, outcome.part, outcome.formats)
+                continue
             if outcome.pictures:
                 records.add(outcome.file.name, outcome.pictures, outcome.formats)
             summary.count(outcome)
@@ -245,23 +261,31 @@ def _run(
 
 
 @contextmanager
-def _interrupts_noted() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C set an event, and the second one do what it did before."""
+def _interrupts_noted(summary: SegmentSummary) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C, SIGTERM or SIGHUP set an event, and the second one do what it did before."""
     is_interrupted = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield is_interrupted  # only the main thread may set handlers; a job in the background ignores Ctrl-C
-        return
+    before: dict[signal.Signals, Any] = {}
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
+        summary.signal_number = number
         is_interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():  # only there handlers may be set
+        names = ("SIGINT", "SIGTERM", "SIGHUP")
+        found = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+        # A job in the background ignores Ctrl-C, one that is to outlive its terminal SIGHUP.
+        before |= {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+        for number in before:
+            signal.signal(number, note)
     try:
         yield is_interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _check(options: SegmentOptions) -> None:
@@ -397,7 +421,11 @@ def _content(parser: ConfigParser, id: str) -> Any:
 
 
 def _settings(
-    inputs: Sequence[Path | str], output: Path, options: SegmentOptions, device: torch.device
+    inputs: Sequence[Path | str],
+    output: Path,
+    options: SegmentOptions,
+    device: torch.device,
+    shown: Callable[[str], str],
 ) -> dict[str, Any]:
     words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", options.bundle]
     words += ["--adapter", str(options.adapter)] if options.adapter else []
@@ -418,12 +446,18 @@ def _settings(
         "--store": options.stores,
     }
     words += [name for name, is_on in switches.items() if is_on]
-    chosen = {"bundle": options.bundle, "formats": options.formats, "batch_size": options.batch_size}
+    words = [_as_utf8(shown(word)) for word in words]
+    chosen = {"bundle": _as_utf8(shown(options.bundle)), "formats": options.formats, "batch_size": options.batch_size}
     return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}
 
 
+def _as_utf8(word: str) -> str:
+    """A word without bytes that are no text, which are escaped where there are any."""
+    return visible(word) if any("\ud800" <= character <= "\udfff" for character in word) else word
+
+
 def _outcome(summary: SegmentSummary) -> dict[str, Any]:
-    numbers = {name: value for name, value in asdict(summary).items() if isinstance(value, int)}
+    numbers = {name: getattr(summary, name) for name in _COUNTS}
     return {
         "counts": numbers,
         "seconds": round(summary.seconds, 2),

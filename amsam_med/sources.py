@@ -4,23 +4,32 @@
 readers can open. Zip members and DICOM instances are written to the system's temporary folder for as long as they are
 in hand, so an archive costs no more disk than a few of its members.
 
+Nothing is opened that is no regular file, or belongs to the system (``/proc``, ``/sys``): reading it might not end.
+
 Of several files that would get results of one name, the first by path keeps it; ``a.png`` beside ``a.jpg`` becomes
-``a.png_segmentation.png``, and if that is taken, a number follows. A name that the file system would not take is cut,
-and ends in eight digits of its sha256. Where the path of a DICOM file tells whose it is (patient's name, identifier or
-date of birth, as the file has them), that part of it is replaced by a digest of the study's or the instance's UID.
+``a.png_segmentation.png``, and if that is taken, a number follows. ``scan_0001.png`` beside ``scan.tif`` gives way as
+well, as the pages of the latter are numbered. Names count as one that some file system takes for one: case and
+Unicode's ways to write a letter make no difference. Names that results in the output folder have already stay theirs. A
+name that the file system would not take is cut, and ends in eight digits of its sha256.
+
+Where the path of a DICOM file, or of a DICOM member of an archive, tells whose it is (patient's name, identifier or
+date of birth, as the file has them), that part of it is replaced by a digest of the study's or the instance's UID; and
+so is the same folder in the paths of all other files. With a secret, UIDs in paths are replaced, too.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import hmac
 import itertools
 import os
 import re
 import shutil
 import sqlite3
 import stat
-import tempfile
+import struct
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,22 +39,34 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from amsam_med.data.datalists import image_stem
+from amsam_med.data.dicomweb import DicomWeb as DicomWeb  # a public name of this module, too
+from amsam_med.data.dicomweb import split_address
 from amsam_med.data.identifiers import without_identifiers
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
-from amsam_med.errors import ConfigError, DataError, MissingExtraError
+from amsam_med.data.scratch import MORE_ROOM, scratch_folder
+from amsam_med.data.tables import cut_text, visible
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.records import Named
 
 ZIP_SUFFIX = ".zip"
 DICOMWEB = "dicomweb:"
 """What an input begins with that names a DICOMweb server: ``dicomweb:http://host/dicom-web?StudyInstanceUID=1.2.3``."""
+FILE_LIMIT = 64 << 30
+"""The largest file that is read, in bytes."""
 MEMBER_LIMIT = 2 << 30
 """The largest zip member, in bytes as it is unpacked."""
 LISTED_MEMBERS = 200_000
 """The most members of one archive; their directory is held in memory while they are listed."""
 
+_DIRECTORY_LIMIT = 64 << 20  # bytes of an archive's directory
+_HEAD = 8 << 20  # bytes of a zip member in which a DICOM header is looked for
 _LONGEST_PART = 180  # bytes of a file name: most file systems take 255, and endings and a temporary name come on top
-_MORE_ROOM = "Make room in the system's temporary folder, or name another one in the environment variable TMPDIR"
-_PAGE = 500  # instances asked for at once
-_NOT_IMAGES = ("SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "FID", "ANN")  # modalities
+_NUMBERED = re.compile(r"(.+)_[0-9]{4,}", re.DOTALL)  # as the names of several pictures of one file are
+_ONE_PICTURE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")  # how files begin that never hold several
+_UID = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}|(?<![0-9_])[0-9]+(?:_[0-9]+){5,}")
+_DIGEST = re.compile(r"(study|image)-([0-9a-f]{10})")  # as paths have it that told a patient
+_USUAL_INSTANCE = 16 << 20  # bytes, of a DICOM instance that a server is to send
+_TELLING_WORDS = 1000  # folder names that tell a patient, looked for in the typed command
 
 Kind: TypeAlias = Literal["file", "zip", "dicomweb", "none"]
 
@@ -75,45 +96,160 @@ class Inputs:
 
     Args:
         found: Files with the name that their results would like to have.
+        keeps_identifiers: Whether paths that tell whose a DICOM image is are used as they are.
     """
 
-    def __init__(self, found: Iterable[InputFile]) -> None:
+    def __init__(self, found: Iterable[InputFile], keeps_identifiers: bool = False) -> None:
+        self._keeps_identifiers, self._is_prepared = keeps_identifiers, False
         self._files = sqlite3.connect("", check_same_thread=False)  # SQLite's own temporary file
         self._files.execute("CREATE TABLE found (kind, place, member, file, name, error, UNIQUE (kind, place, member))")
         self._files.execute("CREATE TABLE files (kind, place, member, file, name, error)")
-        self._files.execute("CREATE TABLE taken (name PRIMARY KEY) WITHOUT ROWID")
+        self._files.execute("CREATE TABLE replaced (path PRIMARY KEY, part) WITHOUT ROWID")
+        self._files.execute("CREATE TABLE recorded (key PRIMARY KEY, name, file, is_numbered) WITHOUT ROWID")
+        self._files.execute("CREATE TABLE taken (key PRIMARY KEY, kind, place, member) WITHOUT ROWID")
         self._insert("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?, ?)", found)
-        named = map(self._with_own_name, self._in("found"))
-        self._insert("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", named)
-        self._files.execute("DROP TABLE found")
+
+    def prepare(self, recorded: Iterable[Named] = (), secret: bytes | None = None) -> None:
+        """Give all files what they are called and names of their own; once, before they are asked for.
+
+        Args:
+            recorded: Names that results have already.
+            secret: Makes the names of de-identified images; None leaves UIDs in paths as they are.
+
+        Raises:
+            ConfigError: The system's temporary folder has no room.
+        """
+        with _room_for_list():
+            rows = ([_as_stored(_key(one.name)), *map(_as_stored, one[:2]), one.is_numbered] for one in recorded)
+            self._files.executemany("INSERT OR REPLACE INTO recorded VALUES (?, ?, ?, ?)", rows)
+            if self._keeps_identifiers:
+                cleaned = self._in("found")
+            else:
+                self._files.execute("CREATE TABLE cleaned (kind, place, member, file, name, error)")
+                clean = (self._cleaned(file) for file in self._in("found"))
+                self._insert("INSERT INTO cleaned VALUES (?, ?, ?, ?, ?, ?)", clean)
+                has_replaced = self._files.execute("SELECT 1 FROM replaced LIMIT 1").fetchone() is not None
+                cleaned = map(self._as_its_folder, self._in("cleaned")) if has_replaced else self._in("cleaned")
+                if secret is not None:
+                    cleaned = (_without_uids(file, secret) for file in cleaned)
+            named = map(self._with_own_name, cleaned)
+            self._insert("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", named)
+            self._is_prepared = True
+            self._files.execute("DROP TABLE found")
+
+    def shown(self, word: str) -> str:
+        """A word of the command as it may be shown: without what told a patient in the paths of these files."""
+        if self._keeps_identifiers:
+            return word
+        if word.startswith(DICOMWEB):
+            return _shown_address(word)
+        parts = PurePosixPath(Path(word).as_posix()).parts
+        word = self._with_replaced(parts) if parts else word
+        telling = self._files.execute("SELECT path, part FROM replaced LIMIT ?", (_TELLING_WORDS,))
+        for path, part in telling:
+            name = PurePosixPath(_as_text(path))
+            word = word.replace(name.name, _as_text(part)).replace(name.stem, _as_text(part))
+        return word
 
     def __len__(self) -> int:
         """How many there are."""
-        return int(self._files.execute("SELECT count(*) FROM files").fetchone()[0])
+        table = "files" if self._is_prepared else "found"
+        return int(self._files.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     def __iter__(self) -> Iterator[InputFile]:
         """One after another, by what they are called."""
+        if not self._is_prepared:
+            self.prepare()
         return self._in("files")
 
     def _in(self, table: str) -> Iterator[InputFile]:
         for row in self._files.execute(f"SELECT * FROM {table} ORDER BY file, rowid"):
-            yield InputFile._make(os.fsdecode(text) if isinstance(text, bytes) else text for text in row)
+            yield InputFile._make(map(_as_text, row))
 
     def _insert(self, statement: str, files: Iterable[InputFile]) -> None:
         for some in _in_thousands(files):  # reading and writing one data base take turns
             self._files.executemany(statement, [[_as_stored(text) for text in file] for file in some])
+
+    def _cleaned(self, file: InputFile) -> InputFile:
+        """A file whose path does not tell whose it is; which parts were replaced is noted for its neighbours."""
+        with _header_of(file) as path:
+            if path is None:
+                return file
+            shown, name = without_identifiers(path, file.file), without_identifiers(path, file.name)
+        before, after = PurePosixPath(file.file).parts, PurePosixPath(shown).parts
+        if len(before) == len(after):
+            for count, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+                if old != new:
+                    row = _as_stored(PurePosixPath(*before[:count]).as_posix()), _as_stored(new)
+                    self._files.execute("INSERT OR IGNORE INTO replaced VALUES (?, ?)", row)
+            if file.kind == "file":  # its neighbours, and the command, know it by the whole path
+                return file._replace(file=shown, name=name)
+        return file._replace(file=shown, name=name)
+
+    def _as_its_folder(self, file: InputFile) -> InputFile:
+        """A file in a folder that tells whose the other files in it are."""
+        before = PurePosixPath(file.file).parts
+        after = PurePosixPath(self._with_replaced(before)).parts
+        changed = [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+        folders = file.name.split("/")
+        for place in changed:
+            at = place - len(before) + len(folders)  # both end alike
+            if 0 <= at < len(folders) - 1:
+                folders[at] = after[place]
+            if file.kind == "none":  # their names and errors are made of the path in other ways
+                folders = [folder.replace(before[place], after[place]) for folder in folders]
+                file = file._replace(error=file.error.replace(before[place], after[place]))
+        return file._replace(file=PurePosixPath(*after).as_posix(), name="/".join(folders)) if changed else file
+
+    def _with_replaced(self, parts: tuple[str, ...]) -> str:
+        shown = []
+        for count, part in enumerate(parts, start=1):
+            path = _as_stored(PurePosixPath(*parts[:count]).as_posix())
+            found = self._files.execute("SELECT part FROM replaced WHERE path = ?", (path,)).fetchone()
+            shown.append(part if found is None else _as_text(found[0]))
+        return PurePosixPath(*shown).as_posix()
 
     def _with_own_name(self, file: InputFile) -> InputFile:
         folder, slash, _ = file.name.rpartition("/")
         whole = folder + slash + file.file.rpartition("/")[2]
         for name in itertools.chain([file.name, whole], (f"{whole}-{n}" for n in itertools.count(2))):
             name = _short_enough(name)
-            try:  # some file systems ignore case
-                self._files.execute("INSERT INTO taken VALUES (?)", (_as_stored(name.casefold()),))
-            except sqlite3.IntegrityError:
-                continue
-            return file._replace(name=name)
+            if self._is_free(name, file):
+                taken = map(_as_stored, (_key(name), file.kind, file.place, file.member))
+                self._files.execute("INSERT INTO taken VALUES (?, ?, ?, ?)", tuple(taken))
+                return file._replace(name=name)
         raise AssertionError("names do not run out")
+
+    def _is_free(self, name: str, file: InputFile) -> bool:
+        """Whether no result of another file can have the name that a result of this one gets by ``name``."""
+        key = _key(name)
+        if self._first("SELECT 1 FROM taken WHERE key = ?", key):
+            return False
+        recorded = self._first("SELECT name, file FROM recorded WHERE key = ?", key)
+        if recorded is not None and recorded != (name, _as_text(recorded[1])):
+            return False
+        if recorded is not None and recorded[1].rpartition("/")[2] != file.file.rpartition("/")[2]:
+            return False  # of the same file in another folder, results are compared when it is read
+        if numbered := _NUMBERED.fullmatch(key):
+            if self._first("SELECT 1 FROM recorded WHERE key = ? AND is_numbered", numbered[1]):
+                return False
+            other = self._first("SELECT kind, place, member FROM taken WHERE key = ?", numbered[1])
+            if other is not None and _may_hold_several(*other):
+                return False
+        return not (self._has_numbers(key) and _may_hold_several(file.kind, file.place, file.member))
+
+    def _has_numbers(self, key: str) -> bool:
+        """Whether a name is in use that pictures of a file of this one would get."""
+        ends = _as_stored(f"{key}_0"), _as_stored(f"{key}_:")  # ":" follows "9"
+        for table in ("taken", "recorded"):
+            found = self._files.execute(f"SELECT key FROM {table} WHERE key >= ? AND key < ?", ends)
+            if any(_NUMBERED.fullmatch(text) and text.rpartition("_")[0] == key for (text,) in _texts(found)):
+                return True
+        return False
+
+    def _first(self, query: str, key: str) -> tuple[str, ...] | None:
+        found = self._files.execute(query, (_as_stored(key),)).fetchone()
+        return None if found is None else tuple(map(_as_text, found))
 
 
 def list_inputs(
@@ -133,10 +269,8 @@ def list_inputs(
         MissingExtraError: A server is named, and what it takes to ask it is not installed.
         ConfigError: The system's temporary folder has no room for the list.
     """
-    try:
-        inputs = Inputs(itertools.chain.from_iterable(_found_in(one, is_result, keeps_identifiers) for one in given))
-    except sqlite3.OperationalError as error:
-        raise ConfigError(f"no room for the list of inputs ({error}). {_MORE_ROOM}") from None
+    with _room_for_list():
+        inputs = Inputs(itertools.chain.from_iterable(_found_in(one, is_result) for one in given), keeps_identifiers)
     if not len(inputs):
         raise DataError("no inputs; give image files, folders, zip archives, or dicomweb:URL")
     return inputs
@@ -155,166 +289,127 @@ def local_copy(file: InputFile) -> Iterator[Path]:
     if file.kind == "file":
         yield Path(file.place)
         return
-    with tempfile.TemporaryDirectory(prefix="amsam-") as folder:
+    with scratch_folder() as folder:
         # Readers go by suffixes, and name the file in their errors.
-        copy = Path(folder, _short_enough(PurePosixPath(file.member).name))
+        copy = folder / _short_enough(PurePosixPath(file.member).name)
         if file.kind == "zip":
             _unpack(Path(file.place), file.member, copy)
         else:
-            copy.write_bytes(DicomWeb(file.place).instance(file.member))
+            DicomWeb(file.place).fetch(file.member, copy)
         yield copy
 
 
-class DicomWeb:
-    """A DICOMweb server, by dicomweb-client.
-
-    User and password are looked up in ``~/.netrc``; a bearer token in the environment variable
-    ``AMSAM_DICOMWEB_TOKEN`` goes with every request.
-
-    Args:
-        address: Its base address, ``http://host:port/dicom-web``.
-
-    Raises:
-        MissingExtraError: dicomweb-client is not installed.
-        DataError: The address holds a password, which would end up in tables and logs.
-    """
-
-    def __init__(self, address: str) -> None:
-        try:
-            from dicomweb_client.api import DICOMwebClient
-        except ImportError:
-            raise MissingExtraError("dicomweb-client", "dicom") from None
-        if "@" in urlsplit(address).netloc:
-            raise DataError("a DICOMweb address with user and password in it; put them into ~/.netrc instead")
-        token = os.environ.get("AMSAM_DICOMWEB_TOKEN")
-        self.address = address
-        self._client: Any = DICOMwebClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
-
-    def instances(self, query: dict[str, str]) -> Iterator[str]:
-        """All images that fit a query, page by page, as "study/series/instance".
-
-        Raises:
-            DataError: The server does not answer, or refuses.
-        """
-        return (member for member, modality in self._search(query) if modality not in _NOT_IMAGES)
-
-    def segmentations(self, query: dict[str, str]) -> Iterator[str]:
-        """All DICOM segmentations that fit a query, page by page, as "study/series/instance".
-
-        Raises:
-            DataError: The server does not answer, or refuses.
-        """
-        return (member for member, modality in self._search({**query, "Modality": "SEG"}) if modality == "SEG")
-
-    def instance(self, member: str) -> bytes:
-        """One instance as a DICOM file, in the encoding that the server has it in.
-
-        Raises:
-            DataError: The server does not answer, or refuses.
-        """
-        import io
-
-        study, series, instance = member.split("/")
-        with self._named_faults():
-            dataset = self._client.retrieve_instance(study, series, instance, media_types=(("application/dicom", "*"),))
-        stream = io.BytesIO()
-        dataset.save_as(stream, enforce_file_format=True)
-        return stream.getvalue()
-
-    def store(self, files: Iterable[Path]) -> None:
-        """Send DICOM files to the server.
-
-        Raises:
-            DataError: The server does not answer, or refuses one.
-        """
-        import pydicom
-
-        with self._named_faults():
-            answer = self._client.store_instances([pydicom.dcmread(path) for path in files])
-        if answer.get("FailedSOPSequence"):
-            raise DataError(f"{self.address} refused to store the results; its log says why")
-
-    def _search(self, query: dict[str, str]) -> Iterator[tuple[str, str]]:
-        """Instances as "study/series/instance", and the modality of each."""
-        for start in itertools.count(0, _PAGE):
-            with self._named_faults():
-                page = self._client.search_for_instances(
-                    search_filters=query, limit=_PAGE, offset=start, fields=["Modality"]
-                )
-            for one in page:
-                member = "/".join(_value(one, tag) for tag in ("0020000D", "0020000E", "00080018"))
-                yield member, _value(one, "00080060")
-            if len(page) < _PAGE:
-                return
-
-    @contextmanager
-    def _named_faults(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # all that requests raises is an OSError
-            answer = getattr(error, "response", None)
-            what = type(error).__name__ if answer is None else f"it answers {answer.status_code} {answer.reason}"
-            raise DataError(
-                f"DICOMweb server {self.address}: {what}. Check the address, that it is up, and ~/.netrc or "
-                "AMSAM_DICOMWEB_TOKEN if it asks who you are"
-            ) from None
+def unpacked_bytes(file: InputFile) -> int:
+    """How much of the temporary disk a local copy takes, as far as it is known before it is made."""
+    if file.kind == "zip" and not file.error:
+        with suppress(Exception):  # unpacking it will say what is wrong
+            return _archive_of(Path(file.place)).getinfo(file.member).file_size
+    return _USUAL_INSTANCE if file.kind == "dicomweb" else 0
 
 
-def _found_in(given: str, is_result: Callable[[Path], bool], keeps_identifiers: bool) -> Iterator[InputFile]:
+def _found_in(given: str, is_result: Callable[[Path], bool]) -> Iterator[InputFile]:
     if given.startswith(DICOMWEB):
         found = _instances(given)
-    elif Path(given).is_dir():
-        found = _in_folder(Path(given), is_result)
-    elif Path(given).exists():
-        found = _in_file(Path(given), Path(Path(given).name))
     else:
-        raise DataError(f"{given}: no such file or folder. Check the path")
+        try:
+            is_folder = stat.S_ISDIR(os.stat(given).st_mode)
+        except (OSError, ValueError) as error:
+            is_missing = isinstance(error, FileNotFoundError | ValueError)
+            what = "no such file or folder" if is_missing else getattr(error, "strerror", None) or str(error)
+            raise DataError(f"{cut_text(given)}: {what}. Check the path") from None
+        path = Path(given)
+        found = _in_folder(path, is_result) if is_folder else _in_file(path, Path(path.name), is_asked=True)
     if (first := next(found, None)) is None:
         known = ", ".join((*IMAGE_SUFFIXES, ZIP_SUFFIX))
-        raise DataError(f"{given}: no images in it besides results of earlier runs; known are {known}")
-    for file in itertools.chain([first], found):
-        yield file if keeps_identifiers or file.kind != "file" else _without_identifiers(file)
-
-
-def _without_identifiers(file: InputFile) -> InputFile:
-    path = Path(file.place)
-    return file._replace(file=without_identifiers(path, file.file), name=without_identifiers(path, file.name))
+        raise DataError(f"{cut_text(given)}: no images in it besides results of earlier runs; known are {known}")
+    yield first
+    yield from found
 
 
 def _in_folder(root: Path, is_result: Callable[[Path], bool]) -> Iterator[InputFile]:
     entered = set[tuple[int, int]]()
-    unlisted: list[OSError] = []
-    for parent, folders, names in os.walk(root, onerror=unlisted.append, followlinks=True):
-        place = Path(parent)
-        with suppress(OSError):
+    waiting = [root]
+    while waiting:
+        place = waiting.pop()
+        try:
             status = place.stat()
             if (status.st_dev, status.st_ino) in entered:  # a link to a folder that is, or will be, entered otherwise
-                folders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_result(place / name))
-        for name in names:
-            path = place / name
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(ZIP_SUFFIX) or is_image_file(path):
-                yield from _in_file(path, path.relative_to(root))
-    for error in unlisted:
-        folder = Path(str(error.filename))
-        why = f"{folder.name}: this folder cannot be listed ({error.strerror}). Give yourself the right to read it"
-        yield InputFile("none", str(folder), "", folder.as_posix(), folder.relative_to(root).as_posix(), why)
+            if _is_systems(status):
+                raise OSError(errno.EPERM, "it belongs to the system")
+            with os.scandir(place) as entries:
+                found = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+        except OSError as error:
+            why = f"{place.name}: this folder cannot be listed ({error.strerror}). Give yourself the right to read it"
+            yield InputFile("none", str(place), "", place.as_posix(), place.relative_to(root).as_posix(), why)
+            continue
+        folders = [place / name for name, is_folder in found if is_folder]
+        waiting += reversed([folder for folder in folders if not is_result(folder)])
+        for name, is_folder in found:
+            if not is_folder:
+                yield from _in_file(place / name, (place / name).relative_to(root))
 
 
-def _in_file(path: Path, relative: Path) -> Iterator[InputFile]:
-    if path.name.lower().endswith(ZIP_SUFFIX):
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, or in a circle
+        return False
+
+
+def _in_file(path: Path, relative: Path, is_asked: bool = False) -> Iterator[InputFile]:
+    """What there is to segment at a path, by its name and first bytes; what is asked for by its path is an image."""
+    is_archive = path.name.lower().endswith(ZIP_SUFFIX)
+    is_named = is_asked or is_archive or path.name.lower().endswith(IMAGE_SUFFIXES)
+    try:
+        status = os.stat(path)
+        fault = _fault_of(path.name, status)
+    except OSError as error:
+        status, fault = None, error.strerror or str(error)
+    is_unseen = status is None or not os.access(path, os.R_OK)
+    if not is_named and fault and not (is_unseen and not Path(path.name).suffix[1:].isalpha()):
+        return
+    if not is_named and not fault and is_unseen:  # DICOM files often have no suffix, and it cannot be looked into
+        if Path(path.name).suffix[1:].isalpha():
+            return
+        fault = os.strerror(errno.EACCES)
+    place, name = os.path.abspath(path), (relative.parent / image_stem(path)).as_posix()
+    if fault:
+        yield InputFile("none", place, "", path.as_posix(), name, fault)
+    elif is_archive:
         yield from _in_archive(path, relative)
-        return
-    place = os.path.abspath(path)
-    name = (relative.parent / image_stem(path)).as_posix()
-    if not stat.S_ISREG(os.stat(path).st_mode if path.exists() else stat.S_IFREG):  # a pipe would never end
-        yield InputFile("none", place, "", path.as_posix(), name, f"{path.name}: not a regular file. Leave it out")
-        return
-    yield InputFile("file", place, "", path.as_posix(), name)
+    elif is_named or is_image_file(path):
+        yield InputFile("file", place, "", path.as_posix(), name)
+
+
+def _fault_of(name: str, status: os.stat_result) -> str:
+    """Why a file is not to be opened; mostly empty. Reading what is no regular file may never end."""
+    if not stat.S_ISREG(status.st_mode) or _is_systems(status):
+        return f"{name}: not a regular file. Leave it out"
+    if status.st_size == 0:  # some that the system makes up say so, and do not end
+        kind = (
+            "a readable zip archive" if name.lower().endswith(ZIP_SUFFIX) else "an image of a known format or damaged"
+        )
+        return f"{name}: not {kind} (it is empty). Copy or export it again"
+    if status.st_size > FILE_LIMIT:
+        return f"{name}: {status.st_size:,} bytes, at most {FILE_LIMIT:,} are read. Split it"
+    return ""
+
+
+def _is_systems(status: os.stat_result) -> bool:
+    return status.st_dev in _system_devices()
+
+
+@lru_cache(maxsize=1)
+def _system_devices() -> frozenset[int]:
+    """File systems in which the kernel makes files up: reading one may block, or never end."""
+    devices = set[int]()
+    for place in ("/proc", "/sys"):
+        with suppress(OSError):
+            if os.path.ismount(place):
+                devices.add(os.stat(place).st_dev)
+    return frozenset(devices)
 
 
 def _in_archive(path: Path, relative: Path) -> Iterator[InputFile]:
@@ -325,6 +420,7 @@ def _in_archive(path: Path, relative: Path) -> Iterator[InputFile]:
         return InputFile("none", place, member, label, f"{folder}/{_plain(member)}" if member else folder, what)
 
     try:
+        _refuse_large_directory(path)
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except Exception as error:  # damaged directories raise whatever they lead to
@@ -359,35 +455,59 @@ def _member_fault(path: Path, member: zipfile.ZipInfo) -> str:
     return ""
 
 
+def _refuse_large_directory(path: Path) -> None:
+    """Refuse an archive whose directory would fill the memory; zipfile reads it as a whole.
+
+    Source: APPNOTE.TXT, PKWARE, sections 4.3.14 to 4.3.16.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16) - 22 - 20))
+        tail = file.read()
+        end = tail.rfind(b"PK\5\6")
+        if end < 0 or len(tail) < end + 22:
+            return  # zipfile will say that it is none
+        (length,) = struct.unpack_from("<L", tail, end + 12)
+        if length == 0xFFFFFFFF and end >= 20 and tail[end - 20 : end - 16] == b"PK\6\7":
+            file.seek(min(struct.unpack_from("<Q", tail, end - 12)[0], size))
+            record = file.read(56)
+            length = struct.unpack_from("<Q", record, 40)[0] if len(record) == 56 else 0
+        if length > _DIRECTORY_LIMIT:
+            raise DataError(f"its directory has {length:,} bytes, at most {_DIRECTORY_LIMIT:,} are read")
+
+
+def _archive_of(path: Path) -> zipfile.ZipFile:
+    status = path.stat()
+    return _opened_archive(str(path), status.st_size, status.st_mtime_ns)
+
+
 def _unpack(archive: Path, member: str, copy: Path) -> None:
     try:
-        status = archive.stat()
-        opened = _opened_archive(str(archive), status.st_size, status.st_mtime_ns)
-        with opened.open(member) as packed, copy.open("wb") as unpacked:
+        with _archive_of(archive).open(member) as packed, copy.open("wb") as unpacked:
             # zipfile stops at the size that the directory promises, and the directory's is checked.
             shutil.copyfileobj(packed, unpacked, 1 << 20)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise DataError(f"{PurePosixPath(member).name}: no room to unpack it. {_MORE_ROOM}") from None
+        raise DataError(f"{PurePosixPath(member).name}: no room to unpack it. {MORE_ROOM}") from None
     except Exception as error:
         raise DataError(
-            f"{archive.name}, member {PurePosixPath(member).name}: cannot be unpacked "
-            f"({error or type(error).__name__}). Pack the archive again"
+            f"member {PurePosixPath(member).name}: cannot be unpacked ({visible(str(error) or type(error).__name__)}). "
+            "Pack the archive again"
         ) from None
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # where one ends, another has been begun
 def _opened_archive(path: str, size: int, modified_ns: int) -> zipfile.ZipFile:
     """An archive whose directory is read once for all its members, by whatever threads; a changed one is another."""
     return zipfile.ZipFile(path)
 
 
 def _instances(given: str) -> Iterator[InputFile]:
-    url = urlsplit(given.removeprefix(DICOMWEB))
+    url = split_address(given.removeprefix(DICOMWEB))
     if url.scheme not in ("http", "https") or not url.netloc:
         raise DataError(
-            f"{given}: not an address. Give, for example, dicomweb:http://127.0.0.1:8042/dicom-web?Modality=XC"
+            f"{cut_text(given)}: not an address. Give, for example, dicomweb:http://127.0.0.1:8042/dicom-web?Modality=XC"
         )
     query = dict(parse_qsl(url.query))
     server = DicomWeb(urlunsplit((url.scheme, url.netloc, url.path, "", "")))
@@ -397,9 +517,80 @@ def _instances(given: str) -> Iterator[InputFile]:
         yield InputFile("dicomweb", server.address, member, label, member)
 
 
-def _value(instance: Any, tag: str) -> str:
-    values = instance.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+def _shown_address(given: str) -> str:
+    """An address without what was asked of a patient; UIDs and kinds of images stay."""
+    try:
+        url = urlsplit(given.removeprefix(DICOMWEB))
+    except ValueError:
+        return DICOMWEB
+    kept = ("Modality", "ModalitiesInStudy", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    query = "&".join(f"{name}={value if name in kept else '...'}" for name, value in parse_qsl(url.query))
+    return DICOMWEB + urlunsplit((url.scheme, url.netloc, url.path, query, ""))
+
+
+@contextmanager
+def _header_of(file: InputFile) -> Iterator[Path | None]:
+    """A path at which the header of a file can be read, if it may be DICOM."""
+    if file.kind == "file":
+        yield Path(file.place)
+        return
+    head = b""
+    if file.kind == "zip" and not file.error:
+        with suppress(Exception), _archive_of(Path(file.place)).open(file.member) as packed:  # its reader will say it
+            head = packed.read(132)
+            is_named = PurePosixPath(file.member).suffix.lower() in (".dcm", ".dicom")
+            head = head + packed.read(_HEAD) if is_named or head[128:] == b"DICM" else b""
+    if not head:
+        yield None
+        return
+    with scratch_folder() as folder:
+        path = folder / "header.dcm"
+        path.write_bytes(head)
+        yield path
+
+
+def _may_hold_several(kind: str, place: str, member: str) -> bool:
+    """Whether a file may hold several pictures, by how it begins."""
+    head = b""
+    with suppress(Exception):  # what cannot be read gets no results
+        if kind == "file":
+            with open(place, "rb") as file:
+                head = file.read(132)
+        elif kind == "zip":
+            with _archive_of(Path(place)).open(member) as packed:
+                head = packed.read(132)
+    return kind == "dicomweb" or (bool(head) and (head[128:] == b"DICM" or not head.startswith(_ONE_PICTURE)))
+
+
+def _without_uids(file: InputFile, secret: bytes) -> InputFile:
+    """A file in whose paths there is no UID, and no digest of one that could be reckoned without the secret."""
+
+    def digest(found: str) -> str:
+        return hmac.new(secret, found.encode("utf-8", errors="surrogateescape"), "sha256").hexdigest()[:10]
+
+    if file.kind == "dicomweb":
+        kinds, uids = ("study", "series", "image"), file.member.split("/")
+        name = "/".join(f"{kind}-{digest(uid)}" for kind, uid in zip(kinds, uids, strict=True))
+        return file._replace(file=f"{file.place}/{name}", name=name)
+
+    def clean(text: str) -> str:
+        text = _DIGEST.sub(lambda found: f"{found[1]}-{digest(found[2])}", text)
+        return _UID.sub(lambda found: f"uid-{digest(found[0])}", text)
+
+    return file._replace(file=clean(file.file), name=clean(file.name), error=clean(file.error))
+
+
+@contextmanager
+def _room_for_list() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"no room for the list of inputs ({error}). {MORE_ROOM}") from None
+
+
+def _key(name: str) -> str:
+    """What a name is to file systems that ignore case, or Unicode's ways to write a letter."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def _short_enough(name: str) -> str:
@@ -428,6 +619,14 @@ def _as_stored(text: str) -> str | bytes:
     except UnicodeEncodeError:
         return os.fsencode(text)
     return text
+
+
+def _as_text(stored: Any) -> str:
+    return os.fsdecode(stored) if isinstance(stored, bytes) else str(stored)
+
+
+def _texts(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, ...]]:
+    return (tuple(map(_as_text, row)) for row in rows)
 
 
 def _in_thousands(items: Iterable[InputFile]) -> Iterator[list[InputFile]]:

@@ -3,8 +3,13 @@
 On a CPU as many pictures are segmented at once as torch has threads, each in one; elsewhere they go in batches.
 
 The stages are the bundle's own parts, so masks are those of every other face. A file may hold many pictures (frames,
-pages, slices): each goes its own way, and when the last one is written, so are the results of the whole file. A fault
-of one picture stays with it.
+pages, slices): each goes its own way, and when the last one is written, so are the results of the whole file. Each is
+reported as soon as it is written, so that a run that is killed need not do it again. A fault of one picture stays with
+it.
+
+How much is in hand is bounded in bytes as well as in number: local copies on the temporary disk by
+:data:`COPIED_BYTES`, the memory of pictures that are decoded, measured or drawn by a quarter of the machine's. A single
+one may be larger.
 """
 
 from __future__ import annotations
@@ -12,8 +17,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import os
+import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,17 +37,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amsam_med.boxes import Size, scale_boxes
+from amsam_med.data.dicomweb import DicomWeb
 from amsam_med.data.nifti import SliceAxis
-from amsam_med.data.readers import ImageFile, Window, open_image
+from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image
 from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import NOT_FOUND, PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.measure import measure
 from amsam_med.model import AmSam
-from amsam_med.records import Earlier, Picture, Row
-from amsam_med.sources import DicomWeb, InputFile, local_copy
+from amsam_med.records import Earlier, FileFlag, Part, Picture, Row, is_inside
+from amsam_med.sources import InputFile, local_copy, unpacked_bytes
 
+COPIED_BYTES = 1 << 30
+"""How much of the temporary disk local copies take at once, as far as their sizes are known."""
+LEAST_PICTURE_BYTES = 3 << 29
+"""How much memory pictures in work may take at once in any case; on a large machine it is a quarter of its memory."""
+
+_BYTES_PER_PIXEL = 24  # of a picture in work, as measured: decoded, as float for the network, measured and drawn
 _MOST_HELPERS = 8
 _KEPT_BYTES = 4 << 20  # a decoded picture up to this size is kept until it is written; a larger one is read again
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -67,11 +82,15 @@ class Outcome(NamedTuple):
         file: Which one.
         pictures: Of a file that was segmented or failed; none of one that an earlier run had done.
         formats: Names of the formats that were written.
+        taken_over: How many of the pictures an earlier run had done.
+        part: One picture of several, of a file that has not gone its whole way yet.
     """
 
     file: InputFile
     pictures: Sequence[Picture]
     formats: Sequence[str]
+    taken_over: int = 0
+    part: Part | None = None
 
 
 class Stages:
@@ -110,6 +129,7 @@ class Stages:
         self._network: AmSam = parser.get_parsed_content("network")
         self._inferer: PromptInferer = parser.get_parsed_content("inferer")
         self._open_files = set[_File]()
+        self._memory = _Budget(max(LEAST_PICTURE_BYTES, _memory_of_machine() // 4))
 
     def run(
         self,
@@ -118,6 +138,8 @@ class Stages:
         is_interrupted: threading.Event,
     ) -> Generator[Outcome]:
         """The outcomes of all files in order; after an interrupt, those that the batches begun before it complete.
+
+        Those of files of several pictures are preceded by one with a ``part`` for each picture that is done.
 
         Args:
             files: What to segment.
@@ -130,16 +152,22 @@ class Stages:
         """
         helpers = max(1, min(_MOST_HELPERS, torch.get_num_threads() // 2))
         ahead = 2 * self._batch_size
+        admitted = _Admitted(files, COPIED_BYTES)
+        full = admitted.is_full  # then what is in hand goes on before more is taken up
         try:
             with (
-                closing(_in_order(lambda file: self._open(file, earlier(file)), files, helpers, ahead)) as opened,
-                closing(_in_order(self._read, _jobs(opened), helpers, ahead)) as jobs,
-                closing(self._predicted(jobs, is_interrupted)) as predicted,
-                closing(_in_order(self._write, predicted, helpers, self._batch_size)) as done,
+                closing(_in_order(lambda one: self._open(one, earlier(one)), admitted, helpers, ahead, full)) as opened,
+                closing(_in_order(self._read, _jobs(opened), helpers, ahead, full)) as jobs,
+                closing(self._predicted(jobs, is_interrupted, full)) as predicted,
+                closing(_in_order(self._write, predicted, helpers, self._batch_size, full)) as done,
             ):
                 for job in done:
                     if job.is_last:
-                        yield self._close(job.file)
+                        outcome = self._close(job.file)
+                        admitted.leave(job.file.given)
+                        yield outcome
+                    elif job.is_new_part:
+                        yield Outcome(job.file.given, (), job.file.formats, part=job.part())
         finally:
             for file in tuple(self._open_files):
                 file.close()
@@ -153,24 +181,47 @@ class Stages:
         return file
 
     def _read(self, job: _Job) -> _Job:
-        if job.file.is_skipped or job.file.error:
+        if job.file.is_skipped or job.file.error or job.earlier:
             return job
         with job.at_work():
-            pixels = job.file.pixels(job.index)
-            job.item = self._preprocessing({Keys.IMAGE.value: pixels})
-            job.size = pixels.shape[1], pixels.shape[2]
-            job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
-            prepared = job.item[Keys.IMAGE.value]
-            if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):  # it shows enough, and costs less
-                job.preview = (255 * prepared).round().byte().numpy()
+            self._with_memory(job, lambda: self._read_picture(job))
         return job
 
-    def _predicted(self, jobs: Iterator[_Job], is_interrupted: threading.Event) -> Generator[_Job]:
+    def _with_memory(self, job: _Job, work: Callable[[], object]) -> None:
+        """Do work on a picture when there is memory for it; if there is not, once more with nothing else in work."""
+        needed = _BYTES_PER_PIXEL * job.file.pixel_count(job.index)
+        try:
+            with self._memory.held(needed):
+                work()
+        except MemoryError:
+            try:
+                with self._memory.held(self._memory.total):
+                    work()
+            except MemoryError:
+                raise DataError(
+                    f"{job.file.name_on_disk}: this machine has too little memory for it, which takes about "
+                    f"{needed / 1e9:.1f} GB. Close other programs, or scale it down"
+                ) from None
+
+    def _read_picture(self, job: _Job) -> None:
+        pixels = job.file.pixels(job.index)
+        job.item = self._preprocessing({Keys.IMAGE.value: pixels})
+        job.size = pixels.shape[1], pixels.shape[2]
+        job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
+        prepared = job.item[Keys.IMAGE.value]
+        if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):  # it shows enough, and costs less
+            job.preview = (255 * prepared).round().byte().numpy()
+
+    def _predicted(
+        self, jobs: Iterator[_Job], is_interrupted: threading.Event, is_full: Callable[[], bool]
+    ) -> Generator[_Job]:
         wanted = itertools.takewhile(lambda _: not is_interrupted.is_set(), jobs)
         if self.device.type == "cpu":  # one by one, as the inferer would do with a batch; but none waits for another
             workers = min(torch.get_num_threads(), self._batch_size)
-            yield from _in_order(self._predict_one, wanted, workers, self._batch_size)
-        while batch := list(itertools.islice(wanted, self._batch_size)):
+            yield from _in_order(self._predict_one, wanted, workers, self._batch_size, is_full)
+        while batch := list(itertools.islice(wanted, 1)):
+            while len(batch) < self._batch_size and not is_full() and (more := list(itertools.islice(wanted, 1))):
+                batch += more
             if readable := [job for job in batch if job.item]:
                 self._predict(readable)
             yield from batch
@@ -185,7 +236,9 @@ class Stages:
         images = torch.stack([job.item.pop(Keys.IMAGE.value) for job in jobs]).to(self.device)  # (B, 3, S, S)
         try:
             found = self._inferer.predict(images, self._network)
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             raise ConfigError(
                 f"{self.device} has too little memory for batches of {self._batch_size} images; "
                 "give a smaller --batch-size, and what is done stays done"
@@ -209,9 +262,9 @@ class Stages:
     def _write(self, job: _Job) -> _Job:
         file = job.file
         if not file.is_skipped:
-            if not (job.error or file.error):
+            if not (job.error or file.error or job.earlier):
                 with job.at_work(self._output):
-                    self._write_picture(job)
+                    self._with_memory(job, lambda: self._write_picture(job))
             job.item, job.kept, job.preview = {}, None, None
             if file.take(job):
                 with _faults_of(file, self._output):
@@ -219,26 +272,28 @@ class Stages:
         return job
 
     def _write_picture(self, job: _Job) -> None:
-        mask = self._postprocessing(job.item)[Keys.PRED.value].numpy()[0]  # (1, H, W) -> (H, W)
+        mask = self._postprocessing({**job.item})[Keys.PRED.value].numpy()[0]  # (1, H, W) -> (H, W)
         pixels = job.file.pixels(job.index) if job.kept is None else job.kept
         job.facts["measured"] = measure(pixels, mask, job.file.spacing_mm)
-        job.facts["flags"] = ";".join(job.flags)
+        words = (*job.flags, *job.file.flags())
+        job.facts["flags"] = ";".join(words)
         if job.box_in_original is not None:
             edges = [round(float(edge), 1) for edge in job.box_in_original]
             job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)
-        result = Result(pixels, mask, job.box_in_original, job.flags)
+        result = Result(pixels, mask, job.box_in_original, words)
         job.mask = PackedMasks.pack(mask) if any(FORMATS[name].of_file for name in job.file.formats) else None
         job.thumbnail = thumbnail(pixels if job.preview is None else job.preview, mask)
         for name in job.file.formats:
             form = FORMATS[name]
             if form.of_picture is not None:
                 job.files[form.column] = form.file(job.name)
-                form.of_picture(result, self._output / job.files[form.column])
+                form.of_picture(result, self._path_of(job.files[form.column]))
 
     def _write_file(self, file: _File) -> None:
         """The results of a whole file, once all its pictures are done."""
         if file.error or any(job.error for job in file.jobs):
             return
+        file.jobs.sort(key=lambda job: job.index)  # they come as they are done
         file.check_unchanged()
         masks = PackedMasks([job.mask for job in file.jobs if job.mask is not None])
         measured = [asdict(job.facts["measured"]) for job in file.jobs]
@@ -248,12 +303,22 @@ class Stages:
         )
         for name, form in FORMATS.items():
             if name in file.formats and form.of_file is not None and form.fits(file.image_format):
-                path = self._output / form.file(file.given.name)
+                path = self._path_of(form.file(file.given.name))
                 form.of_file(result, path)
                 written[name], file.files[form.column] = path, form.file(file.given.name)
         to_store = [path for path in written.values() if path.suffix == ".dcm"]
         if self._stores and to_store and file.given.kind == "dicomweb":
             DicomWeb(file.given.place).store(to_store)
+
+    def _path_of(self, result: str) -> Path:
+        """Where a result is written.
+
+        Raises:
+            DataError: A link leads from there to another place.
+        """
+        if not is_inside(self._output, result):
+            raise DataError(f"a folder of {Path(result).name} is a link, and nothing is written through one; delete it")
+        return self._output / result
 
     def _close(self, file: _File) -> Outcome:
         """The outcome of a file; results that are no longer true are gone."""
@@ -269,8 +334,9 @@ class Stages:
             stale |= {form.file(name) for form in FORMATS.values() for name in names} - kept
         for result in stale:  # nothing may pass for the result of an image that has none
             with suppress(OSError):
-                (self._output / result).unlink()
-        return Outcome(file.given, pictures, file.formats)
+                if is_inside(self._output, result):
+                    (self._output / result).unlink()
+        return Outcome(file.given, pictures, file.formats, sum(job.earlier is not None for job in file.jobs))
 
 
 def file_digest(path: Path) -> str:
@@ -291,6 +357,7 @@ class _File:
         self.spacing_mm: tuple[float, float] | None = None
         self.jobs: list[_Job] = []
         self.files: dict[str, str] = {}  # results of the whole file
+        self.parts: dict[int, Part] = {}  # what an earlier run has done of it
         self.path = Path(given.member or given.place)
         self._held = ExitStack()
         self._image: ImageFile | None = None
@@ -314,6 +381,36 @@ class _File:
             image = open_image(self.path, slice_axis=reading.slice_axis, window=reading.window)
             self._image = self._held.enter_context(image)
             self.count, self.image_format, self.spacing_mm = image.count, image.format, image.spacing_mm
+            if (
+                self.count > 1
+                and self.earlier is not None
+                and is_same
+                and set(self.formats) == set(self.earlier.formats)
+            ):
+                parts = self.earlier.parts.items()
+                self.parts = {number: part for number, part in parts if number <= self.count and self._is_usable(part)}
+
+    def _is_usable(self, part: Part) -> bool:
+        """Whether a part has all that the formats of whole files take."""
+        if part.picture.row.measured is None:
+            return False
+        if not any(FORMATS[name].of_file for name in self.formats):
+            return True
+        return part.mask is not None and _is_mask_of(part.mask, part.picture.row)
+
+    def flags(self) -> tuple[str, ...]:
+        """Why all pictures of the file deserve a look; mostly none."""
+        damage, is_annotated = (getattr(self._image, name, None) for name in ("damage", "is_annotated"))
+        found = {FileFlag.DAMAGED: bool(damage), FileFlag.BURNED_IN: bool(is_annotated)}
+        return tuple(flag.value for flag, is_so in found.items() if is_so)
+
+    def pixel_count(self, index: int) -> int:
+        """How many pixels a picture has, by its header; 0 where that is damaged."""
+        assert self._image is not None
+        with self._lock, suppress(DataError):
+            height, width = self._image.size(index)
+            return height * width if height * width <= PIXEL_LIMIT else 0  # a larger one is refused
+        return 0
 
     @property
     def name_on_disk(self) -> str:
@@ -361,6 +458,7 @@ class _Job:
 
     def __init__(self, file: _File, index: int) -> None:
         self.file, self.index = file, index
+        self.earlier = file.parts.get(index + 1)  # what an earlier run has done
         self.item: dict[Any, Any] = {}
         self.size: Size = (0, 0)  # (height, width) in pixels
         self.kept: NDArray[np.uint8] | None = None  # the picture itself
@@ -373,6 +471,14 @@ class _Job:
         self.thumbnail: bytes | None = None
         self.seconds = 0.0
         self.error = ""
+        if self.earlier is not None:
+            self.mask, self.facts["measured"] = self.earlier.mask, self.earlier.picture.row.measured
+
+    @property
+    def is_new_part(self) -> bool:
+        """Whether it is one of several and has been done."""
+        is_done = not (self.earlier or self.error or self.file.error or self.file.is_skipped)
+        return self.file.count > 1 and is_done
 
     @property
     def is_last(self) -> bool:
@@ -398,6 +504,11 @@ class _Job:
 
     def picture(self) -> Picture:
         """What there is to record."""
+        if self.earlier is not None:
+            row, thumbnail = self.earlier.picture
+            of_file = {column: self.file.files.get(column, result) for column, result in (row.files or {}).items()}
+            files = {**of_file, **self.file.files}
+            return Picture(replace(row, file=self.file.given.file, files=files), thumbnail)
         number = self.index + 1 if self.file.count > 1 else None
         height, width = self.size
         row = Row(
@@ -411,6 +522,61 @@ class _Job:
         if self.error:
             return Picture(replace(row, error=self.error))
         return Picture(replace(row, **self.facts, files={**self.files, **self.file.files}), self.thumbnail)
+
+    def part(self) -> Part:
+        """What there is to record before the file is done."""
+        row, thumbnail = self.picture()
+        return Part(Picture(replace(row, files=dict(self.files)), thumbnail), self.mask)
+
+
+class _Budget:
+    """Bytes that may be in use at once; what is larger than all of them may be in use alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self._used, self._changed = total, 0, threading.Condition()
+
+    @contextmanager
+    def held(self, wanted: int) -> Iterator[None]:
+        """Use bytes while the block runs; waits for others, which are at work and wait for nobody."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + wanted <= self.total)
+            self._used += wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= wanted
+                self._changed.notify_all()
+
+
+class _Admitted:
+    """Files one after another, and whether the next one has to wait until others have gone their way.
+
+    Nothing waits in here, since those who ask drive the others, too. One thread uses it.
+    """
+
+    def __init__(self, files: Iterable[InputFile], limit: int) -> None:
+        self._files, self._limit, self._used = iter(files), limit, 0
+        self._sizes: dict[str, int] = {}  # by name
+        self._next: InputFile | None = next(self._files, None)
+        self._next_size = 0 if self._next is None else unpacked_bytes(self._next)
+
+    def __iter__(self) -> Iterator[InputFile]:
+        while (file := self._next) is not None:
+            if self._next_size:
+                self._sizes[file.name] = self._next_size
+                self._used += self._next_size
+            self._next = next(self._files, None)
+            self._next_size = 0 if self._next is None else unpacked_bytes(self._next)
+            yield file
+
+    def is_full(self) -> bool:
+        """Whether the next file would take more than there is beside those in hand."""
+        return self._used > 0 and self._used + self._next_size > self._limit
+
+    def leave(self, file: InputFile) -> None:
+        """Count a file out."""
+        self._used -= self._sizes.pop(file.name, 0)
 
 
 def _jobs(files: Iterable[_File]) -> Iterator[_Job]:
@@ -433,25 +599,71 @@ def _faults_of(work: _File | _Job, output: Path | None = None) -> Iterator[None]
                 "command does the rest"
             ) from None
         file = work if isinstance(work, _File) else work.file
+        if _is_out_of_memory(error) and not isinstance(error, MemoryError):
+            error = MemoryError()
         # Readers name the file as it lies on disk, which may be by a patient's name.
         work.error = _reason(error).replace(file.name_on_disk, Path(file.given.file).name)
 
 
-def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int, depth: int) -> Generator[R]:
-    """``map`` in threads: results in the order of ``items``, of which ``depth`` are in work or waiting ahead."""
+def _in_order(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    depth: int,
+    is_full: Callable[[], bool] = lambda: False,
+) -> Generator[R]:
+    """``map`` in threads: results in the order of ``items``, of which ``depth`` are in work or waiting ahead.
+
+    While ``is_full``, what is ahead is handed on before another item is taken.
+    """
     ahead: deque[Future[R]] = deque()
+    iterator = iter(items)
     # Each thread that calls torch has a team of torch's threads of its own: the network's is enough.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > depth:
+            while True:
+                while ahead and (len(ahead) > depth or is_full()):
                     yield ahead.popleft().result()
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                ahead.append(pool.submit(function, item))
             while ahead:
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was too little, on whichever device."""
+    words = ("allocate memory", "not enough memory", "CUDA out of memory")  # torch's allocator of the CPU has no class
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _is_mask_of(packed: bytes, row: Row) -> bool:
+    """Whether it is a packed mask of the size of its picture, which is found out in bounded memory."""
+    if len(packed) < 8 or struct.unpack("<II", packed[:8]) != (row.height_px, row.width_px):
+        return False
+    count = (row.height_px or 0) * (row.width_px or 0)
+    unpacker = zlib.decompressobj()
+    try:
+        return count <= PIXEL_LIMIT and len(unpacker.decompress(packed[8:], count + 1)) == count and unpacker.eof
+    except zlib.error:
+        return False
+
+
+def _memory_of_machine() -> int:
+    """Bytes that this process may take at most, of the machine or of the container that it runs in; 0 if unknown."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=0)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -460,6 +672,10 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "this machine has too little memory for it. Close other programs, or give a smaller --batch-size"
+    if isinstance(error, RecursionError):
+        return "it lies too many folders deep. Move it up"
     if isinstance(error, AmsamError):
         return str(error)
     return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"

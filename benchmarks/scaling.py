@@ -139,7 +139,9 @@ def _listing(folder: Path, files: int) -> float:
     for number in range(files):
         (folder / "in" / f"image_{number:08d}.png").write_bytes(content)
     start, before = time.monotonic(), time.process_time()
-    assert len(list_inputs([str(folder / "in")])) == files
+    found = list_inputs([str(folder / "in")])
+    found.prepare()
+    assert len(found) == files
     cpu, wall = time.process_time() - before, time.monotonic() - start
     print(f"listing {files:,} files: {cpu:.1f} CPU s, {wall:.1f} s by the clock, {files / cpu:,.0f} files a CPU second")
     return cpu / files

@@ -21,6 +21,7 @@ from torchvision.ops import box_iou
 from amsam_med.boxes import box_from_mask
 from amsam_med.data.datalists import image_stem
 from amsam_med.data.readers import read_mask
+from amsam_med.data.tables import read_table
 from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import bootstrap_interval, dice_score
 from amsam_med.infer import NOT_FOUND
@@ -75,8 +76,7 @@ def segment_files(images: Sequence[Path], output: Path, bundle: str) -> dict[str
     if summary.failed or summary.is_interrupted:
         fault = "; ".join(f"{file}: {error}" for file, error in summary.failures) or "the run was interrupted"
         raise click.ClickException(f"{summary.failed} of {summary.images} images were not segmented: {fault}")
-    with (output / RESULTS).open(newline="", encoding="utf-8") as file:
-        return {image_stem(row["file"]): row for row in csv.DictReader(file)}
+    return {image_stem(row["file"]): row for row in read_table(output / RESULTS)}
 
 
 def score(row: Cells, output: Path, truth: Mask) -> Scored:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +35,19 @@ class AmsamProcess:
         words: What follows ``amsam``.
         log: File for what it prints, both streams.
         struck: Where to send itself a signal, once; None for nowhere.
+        environment: Variables that it has besides its parent's.
     """
 
-    def __init__(self, words: Iterable[str | Path], log: Path, struck: Strike | None = None) -> None:
+    def __init__(
+        self,
+        words: Iterable[str | Path],
+        log: Path,
+        struck: Strike | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._log = log
-        self._process = _CONTEXT.Process(target=_main, args=([str(word) for word in words], str(log), struck))
+        told = [str(word) for word in words], str(log), struck, dict(environment or {})
+        self._process = _CONTEXT.Process(target=_main, args=told)
         self._process.start()
 
     @property
@@ -68,7 +76,8 @@ def amsam(*words: str | Path, log: Path) -> tuple[int, str]:
     return process.wait(), process.printed
 
 
-def _main(words: list[str], log: str, struck: Strike | None) -> None:
+def _main(words: list[str], log: str, struck: Strike | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     from amsam_med.cli import main
 
     stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

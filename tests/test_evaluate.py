@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ignite.engine import Engine
 from monai.metrics import compute_dice
 from torch import Tensor
 
+from amsam_med.boxes import Detections
 from amsam_med.bundle import open_bundle
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.evaluate import (
@@ -258,3 +260,49 @@ def test_a_wrong_choice_is_an_error_of_ours(tiny_bundle: Path, labelled_folder: 
     with pytest.raises(ConfigError, match="no entry 'inpt_size'"):
         evaluate(labelled_folder, tmp_path, EvaluateOptions(bundle, overrides={"inpt_size": 3}))
     assert list(tmp_path.iterdir()) == []
+
+
+def run_out_of_memory(image: Tensor) -> Detections:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total of 8 GiB")
+
+
+def test_too_little_memory_is_one_sentence_and_no_scores_are_written(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    options = EvaluateOptions(str(tiny_bundle), overrides={"detector": run_out_of_memory})
+    with pytest.raises(ConfigError, match="too little memory") as caught:
+        evaluate(labelled_folder, tmp_path / "scores", options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_model_of_nan_is_an_error_and_no_scores_are_written(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    model = torch.load(tiny_bundle / "models" / "model.pt", weights_only=True)
+    model["model"]["mask_decoder.mask_tokens.weight"].fill_(torch.nan)
+    torch.save(model, tmp_path / "model.pt")
+    options = EvaluateOptions(str(tiny_bundle), overrides={"model_file": str(tmp_path / "model.pt")})
+    with pytest.raises(WeightsError, match=r"NaN or infini"):
+        evaluate(labelled_folder, tmp_path / "scores", options)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(labelled_folder, tmp_path / "data")
+    image = sorted((data / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:400])
+    with pytest.raises(DataError, match=image.name):
+        evaluate(data, tmp_path / "scores", EvaluateOptions(str(tiny_bundle)))
+
+
+@pytest.mark.parametrize("inner", ["images", "masks/scores"])
+def test_an_output_among_the_data_is_refused(inner: str, tiny_bundle: Path, labelled_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="lies among the images or masks"):
+        evaluate(labelled_folder, labelled_folder / inner, EvaluateOptions(str(tiny_bundle)))
+
+
+def test_an_output_that_cannot_be_written_to_is_named(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be read or written"):
+        evaluate(labelled_folder, tmp_path / "file" / "scores", EvaluateOptions(str(tiny_bundle)))

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from amsam_med import measure
+from amsam_med.errors import ConfigError
 from amsam_med.model.amsam import Prediction
 from amsam_med.segment import SegmentOptions, SegmentSummary, Step, segment
+from amsam_med.stages import _Budget
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.weights import sha256
 from tests.cli_process import AmsamProcess, Strike, amsam
@@ -367,3 +375,195 @@ def run_with(action: Callable[[], object], photos: Path, output: Path, options: 
             action()
 
     return segment([photos], output, options, progress)
+
+
+# Many pages
+
+
+def write_pages(path: Path, count: int) -> Path:
+    generator = np.random.default_rng(0)
+    pages = [Image.fromarray(generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)) for _ in range(count)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    return path
+
+
+def test_a_file_of_many_pages_goes_on_at_the_page_where_it_was_killed(small_bundle: Path, tmp_path: Path) -> None:
+    pages = write_pages(tmp_path / "scan.tif", 40)
+    words = words_for(pages, tmp_path / "out", small_bundle, "--batch-size", "1", "--format", "png,overlay,nifti")
+    moment = Strike("os.rename", "scan_0030_segmentation.png")
+    assert AmsamProcess(words, tmp_path / "log", moment).wait() == -signal.SIGKILL
+    assert rows_of(tmp_path / "out") == []
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").glob("[!.]*")}
+    code, printed = amsam(*words, log=tmp_path / "log")
+    assert code == 0, printed
+    kept = [path for path, written in before.items() if path.stat().st_mtime_ns == written]
+    assert len(kept) >= 20
+    assert f"pictures          {40 - len(kept):>8}\n" in printed
+    assert amsam(*words[:2], "-o", str(tmp_path / "at once"), *words[4:], log=tmp_path / "log")[0] == 0
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "at once")
+    assert table_without_times(tmp_path / "out") == table_without_times(tmp_path / "at once")
+    volumes = [(tmp_path / name / "nifti" / "scan_segmentation.nii.gz").read_bytes() for name in ("out", "at once")]
+    assert volumes[0] == volumes[1]
+
+
+def test_of_a_file_whose_pages_have_changed_all_are_done_again(options: SegmentOptions, tmp_path: Path) -> None:
+    pages = write_pages(tmp_path / "scan.tif", 8)
+    stopped = replace(options, overrides={"network": Meddler(lambda: os.kill(os.getpid(), signal.SIGINT))})
+    assert segment([pages], tmp_path / "out", stopped).is_interrupted
+    write_pages(tmp_path / "scan.tif", 3)
+    summary = segment([pages], tmp_path / "out", options)
+    assert (summary.done, summary.pictures, len(rows_of(tmp_path / "out"))) == (1, 3, 3)
+    assert len(results_in(tmp_path / "out")) == 3
+
+
+# Told to end
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_run_that_is_told_to_end_finishes_the_batch_and_keeps_order(
+    number: int, code: int, photos: Path, small_bundle: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    words = words_for(photos, output, small_bundle, "--batch-size", "2")
+    process = AmsamProcess(words, tmp_path / "log")
+    wait_for_masks(output, 3, process)
+    process.send(number)
+    assert process.wait() == code, process.printed
+    done = len(rows_of(output))
+    assert f"Interrupted with {PHOTOS - done} images left" in process.printed
+    assert (state_of(output), (output / "report.html").is_file()) == ("interrupted", True)
+    assert amsam(*words, log=tmp_path / "log")[0] == 0
+    assert_as_undisturbed(output, undisturbed)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(photos: Path, options: SegmentOptions, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        summary = run_with(lambda: os.kill(os.getpid(), signal.SIGHUP), photos, tmp_path / "out", options)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert summary.done == PHOTOS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_copies_of_images_do_not_outlive_the_run_or_the_one_after_it(
+    number: int, photos: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(photos.iterdir()):
+            archive.write(path, path.name)
+    words = words_for(tmp_path / "a.zip", tmp_path / "out", small_bundle, "--batch-size", "1")
+    process = AmsamProcess(words, tmp_path / "log", environment={"TMPDIR": str(tmp_path / "temporary")})
+    wait_until(lambda: len(list((tmp_path / "out" / "masks" / "a").glob("[!.]*"))) >= 3, process)
+    process.send(number)
+    process.wait()
+    left = list((tmp_path / "temporary").rglob("*.*"))
+    assert bool(left) == (number == signal.SIGKILL)
+    other = words_for(photos, tmp_path / "other", small_bundle)
+    next_run = AmsamProcess(other, tmp_path / "log", environment={"TMPDIR": str(tmp_path / "temporary")})
+    assert next_run.wait() == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+# Too much at once
+
+
+def test_copies_of_zip_members_are_bounded_in_sum(
+    options: SegmentOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amsam_med.stages.COPIED_BYTES", 5 << 20)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(30):
+            archive.writestr(f"{number:02}.bmp", bitmap(2 << 20))
+    used: list[int] = []
+
+    def look() -> None:
+        found = [path.stat().st_size for path in (tmp_path / "temporary").rglob("*.bmp")]
+        used.append(sum(found))
+
+    watched = replace(options, batch_size=8, overrides={"network": Meddler(look)})
+    assert segment([tmp_path / "a.zip"], tmp_path / "out", watched).done == 30
+    assert 0 < max(used) <= 5 << 20
+
+
+def bitmap(size: int) -> bytes:
+    """A grey picture of so many bytes that a zip archive makes small."""
+    stream = io.BytesIO()
+    Image.new("L", (1024, size // 1024), 200).save(stream, "BMP")
+    return stream.getvalue()
+
+
+def test_pictures_in_work_are_bounded_in_memory_and_a_larger_one_is_alone() -> None:
+    budget, most, lock = _Budget(100), [0, 0], threading.Lock()
+
+    def work(size: int) -> None:
+        with budget.held(size):
+            with lock:
+                most[0] += size
+                most[1] = max(most[1], most[0] if size <= 100 else 2 * most[0] - size)
+            time.sleep(0.002)
+            with lock:
+                most[0] -= size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [30, 60, 500, 10, 50, 90, 40, 20] * 5))
+    assert most == [0, 500]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("can't allocate memory: x")]
+)
+def test_memory_that_runs_out_in_the_network_names_the_remedy_and_leaves_nothing_half(
+    error: Exception, photos: Path, options: SegmentOptions, tmp_path: Path
+) -> None:
+    calls = itertools.count()
+
+    def run_out() -> None:
+        if next(calls) == 3:
+            raise error
+
+    short = replace(options, overrides={"network": Meddler(run_out)})
+    with pytest.raises(ConfigError, match=r"cpu has too little memory for batches of 1 images; give a smaller --b"):
+        segment([photos], tmp_path / "out", short)
+    assert state_of(tmp_path / "out") == "failed"
+    assert len(results_in(tmp_path / "out")) == len(list((tmp_path / "out").rglob("*.png")))
+    assert segment([photos], tmp_path / "out", options).failed == 0
+
+
+def test_a_picture_for_which_memory_is_short_is_tried_again_alone(
+    options: SegmentOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture(tmp_path / "photos" / "a.png")
+    write_picture(tmp_path / "photos" / "b.png", 40)
+    real, tries = measure.measure, itertools.count()
+
+    def short(*arguments: Any) -> object:
+        if next(tries) % 2 == 0:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr("amsam_med.stages.measure", short)
+    assert segment([tmp_path / "photos"], tmp_path / "out", options).done == 2
+    monkeypatch.setattr("amsam_med.stages.measure", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    summary = segment([tmp_path / "photos"], tmp_path / "none", options)
+    assert summary.failed == 2
+    assert "a.png: this machine has too little memory for it, which takes about" in summary.failures[0][1]
+
+
+# Links
+
+
+def test_results_are_not_written_through_a_link_in_a_folder_of_results(options: SegmentOptions, tmp_path: Path) -> None:
+    write_picture(tmp_path / "photos" / "sub" / "a.png")
+    write_picture(tmp_path / "photos" / "b.png")
+    segment([tmp_path / "photos" / "b.png"], tmp_path / "out", options)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out" / "masks" / "sub").symlink_to(tmp_path / "outside")
+    summary = segment([tmp_path / "photos"], tmp_path / "out", options)
+    assert (summary.skipped, summary.failed) == (1, 1)
+    assert "is a link, and nothing is written through one" in summary.failures[0][1]
+    assert list((tmp_path / "outside").iterdir()) == []

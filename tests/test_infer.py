@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from amsam_med.boxes import Detections, box_from_mask, full_image_box
 from amsam_med.bundle import open_bundle
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.errors import ConfigError
+from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.infer import Flag, PromptInferer, judge_masks
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
@@ -231,3 +232,15 @@ def test_command_line_bundle_and_arrays_give_the_same_mask(tiny_bundle: Path, la
         name = f"{path.stem}_segmentation.png"
         for file in (tmp_path / "cli" / "masks" / name, tmp_path / "bundle" / name):
             assert np.array_equal(read_image(file).pixels[0], by_array), file
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_network_that_answers_no_numbers_is_an_error_and_never_an_empty_mask(
+    value: float, count: int, network: AmSam
+) -> None:
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken.mask_decoder.mask_tokens.weight.fill_(value)
+    with pytest.raises(WeightsError, match="values that are NaN or infinite, so its weights are damaged"):
+        PromptInferer().predict(IMAGES[:count], broken)

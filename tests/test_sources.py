@@ -7,14 +7,17 @@ import itertools
 import os
 import time
 import tracemalloc
+import unicodedata
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from amsam_med.errors import DataError
+from amsam_med.records import Named
 from amsam_med.sources import InputFile, Inputs, list_inputs, local_copy
 from tests.small_bundle import write_picture
 
@@ -30,6 +33,7 @@ def the_only(given: Path) -> InputFile:
 
 
 def write_zip(path: Path, **members: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name.replace("__", "/"), content)
@@ -205,3 +209,124 @@ def test_many_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
+
+
+def prepared(*given: Path, recorded: tuple[Named, ...] = (), secret: bytes | None = None) -> Inputs:
+    files = list_inputs(map(str, given))
+    files.prepare(recorded, secret)
+    return files
+
+
+def write_pages(path: Path, count: int = 2) -> Path:
+    pages = [Image.new("RGB", (8, 8))] * count
+    pages[0].save(path, format="TIFF", save_all=True, append_images=pages[1:])
+    return path
+
+
+@pytest.mark.parametrize("several", ["scan.tif", "scan.png", "Scan.tif", "scan"])
+def test_the_pages_of_a_file_do_not_get_the_name_of_another_file(several: str, tmp_path: Path) -> None:
+    write_pages(tmp_path / several)
+    if several == "scan":
+        write_dicom(tmp_path / several)
+    write_picture(tmp_path / "scan_0001.png")
+    names = {Path(file).name: name for file, name in names_in(tmp_path).items()}
+    stem = Path(several).stem
+    assert names in (
+        {several: stem, "scan_0001.png": "scan_0001.png"},
+        {several: several, "scan_0001.png": "scan_0001"},
+    )
+
+
+def test_names_of_pages_are_kept_apart_in_archives_and_across_inputs(tmp_path: Path) -> None:
+    pages = write_pages(tmp_path / "x.tif").read_bytes()
+    archive = write_zip(tmp_path / "z.zip", **{"scan.tif": pages, "scan_0001.png": b"\x89PNG"})
+    assert sorted(names_in(archive).values()) == ["z/scan", "z/scan_0001.png"]
+    (tmp_path / "a").mkdir()
+    write_pages(tmp_path / "a" / "scan.tif")
+    write_picture(tmp_path / "b" / "scan_0001.png")
+    assert sorted(names_in(tmp_path / "b", tmp_path / "a").values()) == ["scan", "scan_0001.png"]
+
+
+def test_a_single_picture_leaves_numbers_to_others(tmp_path: Path) -> None:
+    for name in ("ISIC.png", "ISIC_0024306.png", "IMG.jpg", "IMG_0001.jpg"):
+        write_picture(tmp_path / name)
+    assert sorted(names_in(tmp_path).values()) == ["IMG", "IMG_0001", "ISIC", "ISIC_0024306"]
+
+
+def test_a_file_that_arrives_later_gives_way_to_results_that_are_there(tmp_path: Path) -> None:
+    write_pages(tmp_path / "scan.tif")
+    for name in ("scan_0001.png", "a.jpg", "a.bmp", "A.png"):
+        write_picture(tmp_path / name)
+
+    def names(*recorded: Named) -> set[str]:
+        return {file.name for file in prepared(tmp_path, recorded=recorded)}
+
+    folder = tmp_path.as_posix()
+    first = Named("scan_0001", f"{folder}/scan_0001.png", False), Named("a", "moved/a.jpg", False)
+    assert names(*first) == {"scan_0001", "scan.tif", "a", "a.bmp", "A.png"}
+    first = Named("scan", f"{folder}/scan.tif", True), Named("A", f"{folder}/A.png", False)
+    assert names(*first) == {"scan", "scan_0001.png", "A", "a.bmp", "a.jpg"}
+
+
+def test_letters_written_in_two_ways_are_one_name(tmp_path: Path) -> None:
+    for name in ("e\u0301.png", "\u00e9.jpg", "\u00c9.bmp"):
+        write_picture(tmp_path / name)
+    keys = {unicodedata.normalize("NFC", name).casefold() for name in names_in(tmp_path).values()}
+    assert len(keys) == 3
+
+
+TOLD = {"PatientName": "Doe^Jane", "PatientID": "471147", "PatientBirthDate": "19700131"}
+
+
+def test_what_a_zip_member_tells_of_the_patient_is_replaced_everywhere(tmp_path: Path) -> None:
+    source = write_dicom(tmp_path / "x.dcm", **TOLD).read_bytes()
+    members = {"Doe_Jane/471147.dcm": source, "Doe_Jane/b.png": b"\x89PNG", "Doe_Jane/c.zip": b"", "plain.png": b""}
+    archive = write_zip(tmp_path / "in" / "Jane_Doe.zip", **members)
+    files = prepared(tmp_path / "in")
+    assert len(files) == 4
+    for file in files:
+        told = file.file + file.name + file.error
+        assert not any(word in told for word in ("Doe", "Jane", "471147")), file
+    assert not any(word in files.shown(str(archive)) for word in ("Doe", "Jane"))
+    assert "Jane_Doe" not in files.shown("Jane_Doe results")
+    kept = list_inputs([str(archive)], keeps_identifiers=True)
+    assert any("471147" in file.name for file in kept)
+
+
+def test_the_typed_path_is_shown_without_the_patient(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "Doe, Jane" / "1.dcm", **TOLD)
+    files = prepared(tmp_path / "Doe, Jane")
+    assert "Doe" not in files.shown(f"{tmp_path}/Doe, Jane/")
+    assert files.shown(str(tmp_path)) == str(tmp_path)
+    assert files.shown("dicomweb:http://h/x?PatientName=Doe^Jane&Modality=XC") == (
+        "dicomweb:http://h/x?PatientName=...&Modality=XC"
+    )
+
+
+def test_with_a_secret_no_name_holds_a_uid_or_what_could_be_reckoned_from_one(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in" / "1.2.840.113.7" / "1.2.3.4.5.dcm", **TOLD)
+    write_dicom(tmp_path / "in" / "471147.dcm", **TOLD)
+    plain = {file.name for file in prepared(tmp_path / "in")}
+    told = {"1.2.840", "1.2.3.4", *(name.partition("-")[2] for name in plain if "image-" in name)}
+    first, again, other = (
+        {file.file + file.name for file in prepared(tmp_path / "in", secret=secret)} for secret in (b"1", b"1", b"2")
+    )
+    assert first == again
+    assert not first & other
+    assert not any(word in text for word in told for text in first)
+
+
+def test_an_archive_with_a_directory_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+    archive = write_zip(tmp_path / "a.zip", **{"a.png": b"x"})
+    content = bytearray(archive.read_bytes())
+    end = content.rfind(b"PK\5\6")
+    content[end + 12 : end + 16] = (1 << 30).to_bytes(4, "little")
+    archive.write_bytes(content)
+    assert "its directory has 1,073,741,824 bytes" in the_only(archive).error
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "ftp://h/x", "x" * 5000])
+def test_an_address_that_is_none_is_said_shortly(address: str) -> None:
+    with pytest.raises(DataError, match="not an address") as caught:
+        list_inputs([f"dicomweb:{address}"])
+    assert len(str(caught.value)) < 500

@@ -6,9 +6,13 @@ does not wait for torch.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -20,6 +24,8 @@ DEBUG_VARIABLE = "AMSAM_DEBUG"
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+UNREAD = 141
+"""Exit code where nobody reads what is printed: 128 + SIGPIPE, as shells have it."""
 
 COMMANDS = {
     "segment": ("amsam_med.cli.segment:segment", "Segment images, folders and DICOM files."),
@@ -61,6 +67,13 @@ class LazyGroup(click.Group):
         What the sub-command returns is dropped: an exit code is set by ``ctx.exit`` and nothing else.
         """
         try:
+            tempfile.gettempdir()  # torch, without one, fails in places that say nothing of it
+        except OSError as error:
+            raise click.ClickException(
+                f"{error.strerror or error}. Make room in one of these, or name another one in the environment "
+                "variable TMPDIR"
+            ) from error
+        try:
             super().invoke(ctx)
         except AmsamError as error:
             if os.environ.get(DEBUG_VARIABLE) == "1":
@@ -78,17 +91,82 @@ def amsam() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``amsam`` and return its exit code: 0 done, 1 a fault to mend, 2 wrong usage, 130 interrupted.
+    """Run ``amsam`` and return its exit code: 0 done, 1 a fault to mend, 2 wrong usage, 130 interrupted, 141 unread.
 
     Args:
         arguments: The words after ``amsam``; those of this process by default.
     """
+    _open_standard_streams()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = amsam.main(arguments, prog_name="amsam", standalone_mode=False)
+        _refuse_empty(words)
+        result = amsam.main(words, prog_name="amsam", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        with suppress(OSError):
+            error.show()
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        return INTERRUPTED
-    return result if isinstance(result, int) else 0
+        with suppress(OSError):
+            click.echo("Interrupted.", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = _silenced()
+    except SystemExit:
+        if not type(sys.stdout).__module__.startswith("click"):
+            raise
+        code = _silenced()  # click has put its own stream in place, since nobody reads any more
+    except RuntimeError as error:
+        if not str(error).startswith("Could not determine home directory"):
+            raise
+        click.echo("Error: there is no home folder; name one in the environment variable HOME", err=True)
+        code = 1
+    except OSError as error:  # the system's word; a defect of ours raises something else
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        code = _said(error)
+    return code
+
+
+def _open_standard_streams() -> None:
+    """Give closed streams somewhere to go: else the next file to be opened takes their place, and what is printed."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115  # for good
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse empty words, which come of a shell's variable without a value, and would mean the current folder."""
+    for word in words:
+        option, is_given, value = word.partition("=")
+        if not word or (option.startswith("--") and is_given and not value):
+            what = f"{option} has an empty value" if option else "an argument is empty"
+            raise click.UsageError(f"{what}. Give one; '.' is the current folder")
+
+
+def _said(error: OSError) -> int:
+    """Say what the system refuses, if it can be said; the exit code."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    hint = ". Make room, or print elsewhere" if error.errno == errno.ENOSPC and not place else ""
+    with suppress(OSError):
+        click.echo(f"Error: {place}{error.strerror or error}{hint}", err=True)
+    if error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        _silenced()
+    return 1
+
+
+def _silenced() -> int:
+    """Let nothing more be printed, not even at the very end; the exit code where nobody reads."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+    return UNREAD

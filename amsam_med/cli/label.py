@@ -32,6 +32,18 @@ Examples:
     show_default=True,
     help="Address to listen on. Any other one lets other machines in: switch on MONAI Label's authentication first.",
 )
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another name or address, with or without a port, by which clients reach this server. May be repeated.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="URL",
+    help="Another site whose pages may use this server, such as http://viewer.example:3000. May be repeated.",
+)
 @click.option("--models", help="Names of bundles, with commas.  [default: all that are shipped]")
 @click.option("--base", help="Begin with this base, untrained, instead of the shipped models.")
 @click.option(
@@ -44,16 +56,20 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="With a DICOMweb server: keeps images, labels and models of it here.  [default: ~/.amsam/label/SERVER]",
 )
+@click.option("--follow-links", is_flag=True, help="Also show images that are links to files outside the folder.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def label(
     studies: str,
     port: int,
     host: str,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
     models: str | None,
     base: str | None,
     versions: Path | None,
     folder: Path | None,
+    follow_links: bool,
     device: str,
     verbose: bool,
 ) -> None:
@@ -69,4 +85,6 @@ def label(
     given |= {"base": base} if base else {}
     given |= {"versions": str(versions.absolute())} if versions else {}
     given |= {"folder": str(folder.absolute())} if folder else {}
-    serve(studies, given, host, port, "info" if verbose else "warning")
+    given |= {"links": "true"} if follow_links else {}
+    log_level = "info" if verbose else "warning"
+    serve(studies, given, host, port, log_level, allow_host, allow_origin)

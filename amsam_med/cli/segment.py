@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amsam_med.cli import INTERRUPTED, options
+from amsam_med.cli import options
 
 if TYPE_CHECKING:
     from amsam_med.data.nifti import SliceAxis
@@ -33,8 +35,16 @@ def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) ->
 
 def _existing(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not value.startswith("dicomweb:") and not Path(value).exists():
-            raise click.BadParameter(f"path {value!r} does not exist.")
+        if value.startswith("dicomweb:"):
+            continue
+        shown = repr(value if len(value) <= 200 else f"{value[:100]}...{value[-60:]}")
+        try:
+            os.stat(value)
+        except FileNotFoundError:
+            raise click.BadParameter(f"path {shown} does not exist.") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise click.BadParameter(f"path {shown} cannot be used: {why}.") from None
     return values
 
 
@@ -174,8 +184,8 @@ def segment(
     cannot be read are listed with their error and do not stop the others. Of files with one name, as a.jpg and a.png,
     the first keeps it and the next is written as a.png_segmentation.png.
 
-    Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C (the batch in
-    hand is finished and all results are kept).
+    Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
+    SIGTERM, 129 by SIGHUP (the batch in hand is finished and all results are kept).
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import default_bundle
     from amsam_med.errors import DataError
@@ -209,7 +219,8 @@ def segment(
     except DataError as error:  # of the inputs or the bundle; what is wrong with an image is in its row
         raise click.UsageError(str(error), ctx) from error
     _print(summary)
-    ctx.exit(INTERRUPTED if summary.is_interrupted else 1 if summary.failed else 0)
+    stopped = 128 + (summary.signal_number or signal.SIGINT)
+    ctx.exit(stopped if summary.is_interrupted else 1 if summary.failed else 0)
 
 
 @contextmanager

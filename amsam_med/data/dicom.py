@@ -15,8 +15,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,28 +23,25 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.filereader import read_dataset, read_sequence_item
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import as_pixel_options
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import Tag
 from pydicom.uid import (
-    UID,
     AllTransferSyntaxes,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
 from amsam_med.boxes import Size
+from amsam_med.data.dicom_header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
 from amsam_med.data.gdcm_process import decode_by_gdcm
+from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import count_scans, refuse_endless_scans, to_uint8, window_range
 from amsam_med.data.unpacking import inflated, unpacked
-from amsam_med.errors import AmsamError, DataError
+from amsam_med.errors import DataError
 
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -54,14 +50,13 @@ DEFLATED_LIMIT = 1 << 30
 """The largest deflated file, in bytes as it is unpacked."""
 
 _SUFFIXES = (".dcm", ".dicom")
-_PREAMBLE = 128  # bytes before "DICM"
-_READ_LIMIT = 400_000  # reads of a header or a frame, each of which may become an object of a kilobyte
-_DEFERRED = 2 << 20  # bytes; attributes that are larger are passed over
+_READ_LIMIT = 400_000  # of a frame, each of which may become an object of a kilobyte
 _SEGMENTED_LIMIT = 1 << 16  # entries of a palette
-_UNDEFINED = 0xFFFFFFFF
 _UNDECODABLE = "a DICOM frame that is damaged, or of a kind that no decoder here knows. Export it again, or as PNG"
 
-_SHARED_GROUPS, _FRAME_GROUPS = Tag("SharedFunctionalGroupsSequence"), Tag("PerFrameFunctionalGroupsSequence")
+_GROUPS = _SHARED_GROUPS, _FRAME_GROUPS = tuple(
+    int(Tag(f"{whose}FunctionalGroupsSequence")) for whose in ("Shared", "PerFrame")
+)
 _PALETTE_COLOURS = ("Red", "Green", "Blue")
 _PIXEL_ATTRIBUTES = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -72,9 +67,8 @@ _PIXEL_ATTRIBUTES = [
     *(f"{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
 ]
-_WANTED: list[BaseTag | int] = [*map(Tag, _PIXEL_ATTRIBUTES), _SHARED_GROUPS, _FRAME_GROUPS]
+_WANTED = frozenset(map(int, map(Tag, _PIXEL_ATTRIBUTES)))
 _PIXEL_DATA = Tag("PixelData")
-_ALL_PIXEL_DATA = (_PIXEL_DATA, Tag("FloatPixelData"), Tag("DoubleFloatPixelData"))
 _START_OF_FRAME = frozenset({*range(0xFFC0, 0xFFD0), 0xFFF7}) - {0xFFC4, 0xFFC8, 0xFFCC}
 _J2K_START = b"\xff\x4f\xff\x51"
 
@@ -89,18 +83,10 @@ def is_dicom(path: Path) -> bool:
     if is_named_dicom(path):
         return True
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return starts_as_dicom(file)
-    except OSError:
+    except (OSError, DataError):
         return False
-
-
-def starts_as_dicom(file: IO[bytes]) -> bool:
-    """Whether the first bytes of ``file`` are those of DICOM."""
-    file.seek(_PREAMBLE)
-    is_it = file.read(4) == b"DICM"
-    file.seek(0)
-    return is_it
 
 
 class DicomFile:
@@ -125,7 +111,7 @@ class DicomFile:
         self._window = window
         self._copy: IO[bytes] | None = None
         try:
-            with _without_quotes("a DICOM header that cannot be read; damaged, or no DICOM. Copy or export it again"):
+            with without_quotes("a DICOM header that cannot be read; damaged, or no DICOM. Copy or export it again"):
                 self._open(file)
         except BaseException:
             self.close()
@@ -146,7 +132,7 @@ class DicomFile:
         Raises:
             DataError: It is damaged, or there is no decoder for it.
         """
-        with _without_quotes(_UNDECODABLE):
+        with without_quotes(_UNDECODABLE):
             self._refuse_undecodable()
             if self._kind in COLOUR:
                 return _upper_bits(self._decoded(index, samples=3), self._dataset.BitsStored)
@@ -156,18 +142,12 @@ class DicomFile:
             return np.repeat(self._grey(stored)[..., None], 3, axis=-1)
 
     def _open(self, file: IO[bytes]) -> None:
-        self._syntax = _transfer_syntax(_BoundedFile(file))
+        self._syntax = read_syntax(file)
         if self._syntax == DeflatedExplicitVRLittleEndian:
             file = self._copy = unpacked(inflated(file), DEFLATED_LIMIT)
+        header = read_header(file, _WANTED, first_items=_GROUPS, syntax=self._syntax)
         self._file = _BoundedFile(file)
-        self._dataset = read_dataset(
-            cast(Any, self._file),
-            is_implicit_VR=self._syntax == ImplicitVRLittleEndian,
-            is_little_endian=self._syntax != ExplicitVRBigEndian,
-            stop_when=lambda tag, vr, length: tag in _ALL_PIXEL_DATA,
-            defer_size=_DEFERRED,
-            specific_tags=_WANTED,
-        )
+        self._dataset = header.dataset
         self._share_groups()
         self._rows, self._columns = (int(self._dataset.get(name) or 0) for name in ("Rows", "Columns"))
         if not self._rows or not self._columns:
@@ -175,7 +155,7 @@ class DicomFile:
         self._kind = str(self._dataset.get("PhotometricInterpretation"))
         self.count = int(self._dataset.get("NumberOfFrames") or 1)
         self.spacing_mm = self._spacing()
-        self._find_pixel_data()
+        self._find_pixel_data(header.pixels)
         self._refuse_absurd_count()
 
     def _share_groups(self) -> None:
@@ -196,24 +176,15 @@ class DicomFile:
                 return spacing
         return None
 
-    def _find_pixel_data(self) -> None:
+    def _find_pixel_data(self, pixels: PixelPlace | None) -> None:
         """Note where the value of PixelData begins and how long it is."""
-        is_implicit, is_little = self._dataset.original_encoding
-        order = "<" if is_little else ">"
-        head = self._file.read(8 if is_implicit else 12)
-        if len(head) < (8 if is_implicit else 12):
+        if pixels is None:
             raise DataError("this DICOM file carries no pixel data. Give a file that holds an image")
-        vr = b"OW"
-        if is_implicit:
-            group, element, length = struct.unpack(f"{order}HHL", head)
-        else:
-            group, element, vr, length = struct.unpack(f"{order}HH2s2xL", head)
-        if Tag(group, element) != _PIXEL_DATA:
+        if pixels.tag != _PIXEL_DATA:
             raise DataError("this DICOM file holds real numbers instead of a picture. Export it with whole numbers")
-        self._pixel_vr = vr.decode("ascii")
-        self._start = self._file.tell()
+        self._pixel_vr, self._start = pixels.vr, pixels.start
         left = self._file.length - self._start
-        self._length = left if length == _UNDEFINED else min(length, left)
+        self._length = left if pixels.length is None else min(pixels.length, left)
 
     def _refuse_absurd_count(self) -> None:
         is_encapsulated = self._syntax in AllTransferSyntaxes and self._syntax.is_encapsulated
@@ -343,50 +314,10 @@ class _BoundedFile:
         return self._file.read(rest if size < 0 else min(size, rest))
 
 
-@contextmanager
-def _without_quotes(what: str) -> Iterator[None]:
-    """Name a fault without what pydicom says of it, as that may quote the file."""
-    try:
-        yield
-    except AmsamError:
-        raise
-    except Exception:  # pydicom raises nearly anything on damaged bytes
-        raise DataError(what) from None
-
-
-def _transfer_syntax(file: _BoundedFile) -> UID:
-    """How what follows is written; leaves the file where that begins."""
-    file.seek(_PREAMBLE)
-    if file.read(4) != b"DICM":
-        file.seek(0)
-    wanted = Tag("TransferSyntaxUID")
-    meta = read_dataset(
-        cast(Any, file),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, vr, length: tag >> 16 != 2,
-        specific_tags=[wanted],
-    )
-    if meta.get(wanted) is not None and meta[wanted].value:
-        return UID(str(meta[wanted].value))
-    # Old files begin at once; explicit ones show it by two letters after their first tag.
-    start = file.tell()
-    first = file.read(6)
-    file.seek(start)
-    if not first[4:].isalpha():
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if first[1] == 0 else ExplicitVRBigEndian
-
-
-def _first_item(dataset: Dataset, sequence: BaseTag) -> Dataset:
-    """The first item of a sequence of functional groups, the others unparsed; empty where there is none."""
-    element = dataset.get_item(sequence)
-    value = None if element is None else element.value
-    if isinstance(value, bytes):
-        is_implicit, is_little = dataset.original_encoding
-        item = read_sequence_item(io.BytesIO(value), bool(is_implicit), bool(is_little), "iso8859")
-        return item if item is not None else Dataset()
-    return value[0] if value else Dataset()
+def _first_item(dataset: Dataset, sequence: int) -> Dataset:
+    """The first item of a sequence; empty where there is none."""
+    items = dataset.get(sequence)
+    return items.value[0] if items is not None and items.value else Dataset()
 
 
 def _values_and_kind(decoder: Decoder, source: Any, **options: Any) -> tuple[NDArray[np.generic], str]:

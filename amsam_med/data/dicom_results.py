@@ -13,14 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
 from pydicom.valuerep import DA, TM
 
 from amsam_med.data.deidentify import deidentified, without_dates
+from amsam_med.data.dicom_header import read_header as read_dicom_header
+from amsam_med.data.dicom_header import starts_as_dicom
+from amsam_med.data.opening import open_regular
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError, MissingExtraError
@@ -130,10 +131,7 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
     Raises:
         DataError: The file is no DICOM image, lacks an identifier, or has a value that DICOM does not allow.
     """
-    try:
-        header: Dataset = pydicom.dcmread(source, stop_before_pixels=True)
-    except InvalidDicomError:
-        raise DataError(f"{source.name}: not a DICOM file; a DICOM result needs a DICOM image as its source") from None
+    header = whole_header(source)
     missing = [keyword for keyword in _REQUIRED if not header.get(keyword)]
     if missing:
         raise DataError(
@@ -144,6 +142,23 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
             setattr(header, keyword, None)
     _refuse_bad_values(source, header)
     return header if secret is None else deidentified(header, secret)
+
+
+def whole_header(path: Path) -> Dataset:
+    """All public attributes of a DICOM file that come before its pixels.
+
+    Raises:
+        DataError: It is no DICOM file, or its header is damaged or beyond all limits.
+    """
+    try:
+        with open_regular(path) as file:
+            if not starts_as_dicom(file):
+                raise DataError("not a DICOM file; a DICOM result needs a DICOM image as its source")
+            return read_dicom_header(file).dataset
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read ({error.strerror or type(error).__name__})") from None
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
 
 
 def frames_of(header: Dataset) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage, generate_uid
@@ -28,6 +27,7 @@ from amsam_med.data.dicom_results import (
     plain_copy,
     read_header,
     restore_class,
+    whole_header,
     write_result,
 )
 from amsam_med.data.quiet import quiet_decoders
@@ -167,7 +167,7 @@ class _Segmentation:
     """
 
     def __init__(self, path: Path, source: Dataset) -> None:
-        self.header = pydicom.dcmread(path, stop_before_pixels=True)
+        self.header = whole_header(path)
         self._name = path.name
         if self.header.get("SOPClassUID") != SegmentationStorage:
             raise DataError(f"{path.name}: not a DICOM segmentation. Give the file that was written for this image")

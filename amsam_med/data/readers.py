@@ -18,7 +18,6 @@ more than ``PIXEL_LIMIT`` pixels are refused before they are decoded. Threads ma
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -33,8 +32,10 @@ from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.dicom import DicomFile, is_dicom, is_named_dicom, starts_as_dicom
+from amsam_med.data.dicom import DicomFile, is_named_dicom
+from amsam_med.data.dicom_header import starts_as_dicom
 from amsam_med.data.nifti import NiftiFile, SliceAxis, is_nifti
+from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import PictureFile
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import AmsamError, ConfigError, DataError
@@ -83,8 +84,7 @@ class ImageFile:
     def __init__(self, path: Path, slice_axis: SliceAxis, window: Window | None) -> None:
         self.name = _shown_name(path)
         with _named_faults(self.name):
-            _refuse_irregular(path)
-            self._file = path.open("rb")
+            self._file = open_regular(path)
             try:
                 self._source = _opened(path, self._file, slice_axis, window)
             except BaseException:
@@ -235,12 +235,22 @@ def image_size(path: FilePath) -> Size:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a file counts as an image: by its suffix or, where it has another one, if it starts as DICOM does."""
+    """Whether a file counts as an image: by its suffix or, where it has another one, if it starts as DICOM does.
+
+    A file that cannot be looked into counts as one where it has no suffix of letters, as DICOM files often have none;
+    its reader will say why it cannot.
+    """
     if path.name.startswith(".") or path.name in _NOT_IMAGES:
         return False
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True
-    return path.is_file() and is_dicom(path)  # opening a pipe would never end
+    try:
+        with open_regular(path) as file:
+            return starts_as_dicom(file)
+    except DataError:
+        return False
+    except OSError as error:
+        return not path.suffix[1:].isalpha() and not isinstance(error, FileNotFoundError)
 
 
 class RgbReader(ImageReader):
@@ -303,11 +313,6 @@ def _opened(
     return NiftiFile(file, slice_axis, window) if is_nifti(path) else PictureFile(file, window)
 
 
-def _refuse_irregular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-        raise DataError("not a file of its own kind: a folder, a pipe or a device. Give the path of an image")
-
-
 def _shown_name(path: Path) -> str:
     """A file's name on one line, and cut in its middle where it is very long."""
     name = "".join(character if character.isprintable() else "?" for character in path.name)
@@ -321,6 +326,8 @@ def _named_faults(name: str) -> Iterator[None]:
     try:
         with quiet_decoders():
             yield
+    except MemoryError:  # of which the file is not the cause
+        raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes: SyntaxError, struct.error, EOFError
         text = " ".join(f"{name}: {_fault(error)}".split())
         raise DataError(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}...") from None

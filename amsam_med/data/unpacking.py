@@ -9,7 +9,8 @@ from typing import IO
 
 from amsam_med.errors import DataError
 
-_BLOCK = 1 << 16  # bytes; deflate turns one into a thousand at most
+_BLOCK = 1 << 16  # bytes
+_MOST_INFLATED = 1 << 20  # bytes at once; deflate turns one into a thousand at most
 
 
 def unpacked(blocks: Iterable[bytes], limit: int) -> IO[bytes]:
@@ -43,8 +44,9 @@ def inflated(file: IO[bytes]) -> Iterator[bytes]:
         zlib.error: It is damaged.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    while not inflater.eof and (block := file.read(_BLOCK)):
-        yield inflater.decompress(block)
+    while not inflater.eof and (block := inflater.unconsumed_tail or file.read(_BLOCK)):
+        yield inflater.decompress(block, _MOST_INFLATED)
+    yield inflater.flush()  # a match that began before a limit and ends behind it
     if not inflater.eof:
         raise DataError("ends before its compressed content does; it was cut off. Copy or export it again")
 

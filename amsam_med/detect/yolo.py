@@ -422,7 +422,7 @@ class _Training(DetectionTrainer):
 
     def _refuse_divergence(self) -> None:
         if not bool(self.loss.isfinite()):
-            raise _divergence(f"the loss of epoch {self.epoch + 1} is {float(self.loss)}", self._options)
+            raise _divergence(f"the loss of epoch {self.epoch + 1} is {float(self.loss.detach())}", self._options)
 
     def save_model(self) -> bool:
         """Keep the best weights (their moving average) in memory instead of a pickle on disk."""

@@ -6,9 +6,12 @@ looked at before it is kept, and segmentations go to a DICOMweb server by this p
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import logging
+import os
+import re
 import shutil
 import tempfile
 import threading
@@ -21,27 +24,29 @@ from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK
 from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from numpy.typing import NDArray
 
 from amsam_med.data.dicom_results import Algorithm, SegmentMeaning, highdicom
 from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.readers import IMAGE_SUFFIXES, image_size, read_mask
+from amsam_med.data.readers import IMAGE_SUFFIXES, image_size
 from amsam_med.data.writers import atomic_path, write_mask_png
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.label.index import INDEX, checked_note, plain_name, plain_tag, read_index
+from amsam_med.label.volumes import VOLUMES, read_label
 from amsam_med.sources import DicomWeb
 
-PNG, VOLUMES, DICOM = ".png", (".nrrd", ".nii.gz", ".nii"), ".dcm"
+PNG, DICOM = ".png", ".dcm"
 LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)
-INDEX = "datastore_v2.json"
-"""MONAI Label's list of images and labels, in the folder of studies."""
 
 _FRESH_SECONDS = 5.0  # for which what a DICOMweb server has listed is taken for granted
 _STUDY_LEVEL = ("StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "AccessionNumber", "StudyDescription")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+_UID = r"(?=[0-9.]{1,64}(/|$))[0-9]+(\.[0-9]+)*"
+_MEMBER = re.compile(f"{_UID}/{_UID}/{_UID}")  # study, series and instance; they become names of files
 _BY_PEOPLE = ("MANUAL", "SEMIAUTOMATIC")
 
 _log = logging.getLogger(__name__)
@@ -50,25 +55,53 @@ _log = logging.getLogger(__name__)
 class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carries no types
     """A folder of pictures, with labels in ``labels/TAG/`` under their names.
 
+    The folder may have been received from others. Its index is checked before it is used, images and labels that are
+    links to files outside the folder are left out, and nothing is written or removed through a link.
+
     Args:
         folder: The folder.
         endings: Patterns of the names of images and labels.
         is_watched: Whether files that come or go are noticed while the server runs.
         is_read_only: Whether the index is left alone at the start.
+        follows_links: Whether images may be links to files outside the folder.
 
     Raises:
-        ConfigError: The index of the folder is damaged.
+        ConfigError: The index of the folder is damaged, or a place that the server writes to is a link.
     """
 
+    _config_ts: float
+
     def __init__(
-        self, folder: Path, endings: Sequence[str], is_watched: bool = True, is_read_only: bool = False
+        self,
+        folder: Path,
+        endings: Sequence[str],
+        is_watched: bool = True,
+        is_read_only: bool = False,
+        follows_links: bool = False,
     ) -> None:
-        try:
-            super().__init__(str(folder), extensions=endings, auto_reload=is_watched, read_only=is_read_only)
-        except ValueError:
-            raise ConfigError(
-                f"{INDEX} in {folder} is damaged; delete it. Images and labels are found again by their names"
-            ) from None
+        self._root, self._follows_links = folder.resolve(), follows_links
+        self._left_out: set[str] = set()
+        for name in (".lock", INDEX, "labels", *(f"labels/{tag.value}" for tag in DefaultLabelTag)):
+            place = folder / name
+            is_kind = place.is_dir() if name.startswith("labels") else place.is_file()
+            if place.is_symlink() or (place.exists() and not is_kind):
+                raise ConfigError(f"{name} in {folder} is a link or another thing than the server makes; remove it")
+        super().__init__(str(folder), extensions=endings, auto_reload=is_watched, read_only=is_read_only)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The image's file; empty for an unknown one, and for a link out of the folder."""
+        path = str(super().get_image_uri(image_id))
+        return path if path and self._is_inside(Path(path)) else ""
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The label's file; empty for an unknown one, and for a link out of the folder."""
+        path = str(super().get_label_uri(label_id, label_tag))
+        return path if path and self._is_inside(Path(path)) else ""
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Pairs of image and final label."""
+        pairs: list[dict[str, Any]] = super().datalist(full_path)
+        return [pair for pair in pairs if all(self._is_inside(self._root / path) for path in pair.values())]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Keep an upload.
@@ -79,14 +112,45 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         path = Path(image_filename)
         if not path.name.lower().endswith(IMAGE_SUFFIXES):
             raise DataError(f"the upload ends in {path.suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
-        name = image_id or self._to_id(path.name)[0]
-        if not name or name.startswith(".") or any(part in name for part in "/\\\0"):
-            raise DataError(f"{name!r} cannot be the name of an image; give letters, digits, dots and dashes")
-        if name in self.list_images():
+        name = plain_name(image_id or self._to_id(path.name)[0])
+        ending = self._to_id(path.name)[1]
+        kept = self._root / f"{name}{ending}"
+        if name in self.list_images() or kept.exists() or kept.is_symlink():
             raise DataError(f"there is an image {name!r} already; give another name, or remove it first")
         image_size(path)
-        added: str = super().add_image(name, image_filename, image_info)
-        return added
+        note = {**self._checked_note(image_info, name), "ts": int(time.time()), "name": kept.name}
+        with FileLock(self._lock_file):
+            with atomic_path(kept) as lent:
+                shutil.copyfile(image_filename, lent)
+            self._datastore.objects[name] = ImageLabelModel(image=DataModel(info=note, ext=ending))
+            self._update_datastore_file(lock=False)
+        return name
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image and its labels; of a link, the link.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            DataError: It is not a file.
+        """
+        image = self._datastore.objects.get(image_id)
+        if image is None:
+            raise ImageNotFoundException(f"there is no image {image_id!r}; GET /datastore lists those there are")
+        for tag in list(image.labels):
+            self.remove_label(image_id, tag)
+        self._unlink(self._root / f"{image_id}{image.image.ext}")
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label; of a link, the link.
+
+        Raises:
+            LabelNotFoundException: There is no such label.
+            DataError: It is not a file.
+        """
+        label = self._datastore.label(label_id, label_tag)
+        if label is None:
+            raise LabelNotFoundException(f"there is no label {label_tag!r} of {label_id!r}")
+        self._unlink(self._root / "labels" / label_tag / f"{label_id}{label.ext}")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a label; the one before it is replaced as a whole.
@@ -96,10 +160,13 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
             DataError: The label cannot be read, or has another size than its image.
         """
         self._checked_label(image_id, Path(label_filename), label_tag)
+        note = dict(_mapping(label_info or {}))
+        if isinstance(params := note.get("params"), Mapping):  # without the polygons of a mask that is kept anyway
+            note["params"] = {name: value for name, value in params.items() if name != "annotations"}
+        note = self._checked_note(note, image_id)
         ending = next(ending for ending in LABEL_ENDINGS if label_filename.lower().endswith(ending))
-        path = Path(self._datastore.label_path(label_tag)) / f"{image_id}{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = {**(label_info or {}), "ts": int(time.time()), "name": path.name}
+        path = self._own_place(self._root / "labels" / label_tag / f"{image_id}{ending}")
+        info = {**note, "ts": int(time.time()), "name": path.name}
         with FileLock(self._lock_file):
             labels = self._datastore.objects[image_id].labels
             before = labels.get(label_tag)
@@ -111,30 +178,133 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
                 path.with_name(f"{image_id}{before.ext}").unlink(missing_ok=True)
         return image_id
 
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Note something about an image.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            DataError: It is not plain values, or too many.
+        """
+        known = self._datastore.objects.get(image_id)
+        self._checked_note({**(known.image.info if known else {}), **_mapping(info)}, image_id)
+        super().update_image_info(image_id, info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Note something about a label.
+
+        Raises:
+            LabelNotFoundException: There is no such label.
+            DataError: It is not plain values, or too many.
+        """
+        known = self._datastore.label(label_id, label_tag)
+        self._checked_note({**(known.info if known else {}), **_mapping(info)}, label_id)
+        super().update_label_info(label_id, label_tag, info)
+
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """As MONAI Label's.
+        """As MONAI Label's, in one place: an archive takes that of the one before.
 
         Raises:
             DataError: Nothing is labelled yet.
         """
         if not self.datalist():
             raise DataError("there is no labelled image yet; label one, then fetch the data set")
-        archive: str = super().get_dataset_archive(limit_cases)
-        return archive
+        archive = Path(tempfile.gettempdir()) / "dataset.zip"
+        os.replace(super().get_dataset_archive(limit_cases), archive)
+        return str(archive)
 
     def _checked_label(self, image_id: str, path: Path, tag: str) -> NDArray[np.uint8]:
         """Class ids of a label ``(H, W)`` that fits its image."""
         image = self.get_image_uri(image_id)
         if not image:
             raise ImageNotFoundException(f"there is no image {image_id!r}; GET /datastore lists those there are")
-        if not tag.isidentifier():
-            raise DataError(f"{tag!r} cannot be a tag of labels; give 'final', 'original', or one word")
+        plain_tag(tag)
         if not path.name.lower().endswith(LABEL_ENDINGS):
             raise DataError(f"the label ends in {path.suffix!r}; expected one of {', '.join(LABEL_ENDINGS)}")
-        mask, size = read_label(path), image_size(image)
-        if mask.shape != size:
-            raise DataError(f"the label has (H, W) {mask.shape}, its image {image_id} {size}; send one of that size")
-        return mask
+        return read_label(path, image_size(image))
+
+    def _checked_note(self, note: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+        return checked_note(_mapping(note or {}), name, Path(self._datastore_config_path))
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """Name and ending of a file; MONAI Label's also cuts the ending out of the middle of a name."""
+        ending = str(super()._to_id(file)[1])
+        return (file[: -len(ending)], ending) if ending and file.endswith(ending) else (file, "")
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        """Names of images or labels in a folder: files, in it, with names that can be shown and sent."""
+        if not self._is_inside(Path(path)):
+            self._leave_out(Path(path), "a link out of the folder of studies")
+            return {}
+        found = {}
+        for name in super()._list_files(path, patterns):
+            if name.startswith("."):
+                continue
+            if not name.isprintable():  # lone surrogates, which stand for bytes that are not UTF-8, are not
+                self._leave_out(Path(path) / name, "a name that cannot be shown; rename it")
+            elif not self._is_inside(Path(path) / name):
+                self._leave_out(Path(path) / name, "a link out of the folder of studies; copy it, or --follow-links")
+            elif not (Path(path) / name).is_dir():
+                found[name] = name
+        return found
+
+    def _is_listed(self, name: str, image: ImageLabelModel) -> bool:
+        """Whether an image has one of the endings that images have; labels that have none are taken from it."""
+        known = [*self._extensions, *(f"*{ending}" for ending in (*LABEL_ENDINGS, DICOM))]
+        for tag, label in list(image.labels.items()):
+            if not any(fnmatch.fnmatchcase(f"{name}{label.ext}", pattern) for pattern in known):
+                del image.labels[tag]
+        return any(fnmatch.fnmatchcase(f"{name}{image.image.ext}", pattern) for pattern in self._extensions)
+
+    def _leave_out(self, path: Path, why: str) -> None:
+        if str(path) not in self._left_out:
+            self._left_out.add(str(path))
+            _log.warning("%s is left out: %s", ascii(path.name), why)
+
+    def _remove_non_existing(self) -> int:
+        """As MONAI Label's; images and labels that are links out of the folder do not exist either."""
+        removed = int(super()._remove_non_existing())
+        for name, image in list(self._datastore.objects.items()):
+            if not self._is_inside(self._root / f"{name}{image.image.ext}"):
+                del self._datastore.objects[name]
+                removed += 1
+            for tag, label in list(image.labels.items()):
+                if not self._is_inside(self._root / "labels" / tag / f"{name}{label.ext}"):
+                    del image.labels[tag]
+                    removed += 1
+        return removed
+
+    def _is_inside(self, path: Path) -> bool:
+        return self._follows_links or path.resolve().is_relative_to(self._root)
+
+    def _own_place(self, path: Path) -> Path:
+        """A path to write to or remove, if its folder is the server's own."""
+        if path.parent != self._root and path.parent.is_symlink():
+            raise DataError(f"labels/{path.parent.name} is a link; nothing is written or removed through links")
+        return path
+
+    def _unlink(self, path: Path) -> None:
+        if not path.is_symlink() and path.is_dir():
+            raise DataError(f"{path.name} is a folder; remove it yourself")
+        self._own_place(path).unlink(missing_ok=True)
+        self.refresh()
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """Read the index where it has changed. A damaged one is an error at the start, and told in the log later."""
+        path = Path(self._datastore_config_path)
+        with FileLock(self._lock_file):
+            changed = path.lstat().st_mtime if path.is_symlink() or path.exists() else self._config_ts
+            if changed == self._config_ts:
+                return
+            try:
+                index = LocalDatastoreModel.model_validate(read_index(path).model_dump())
+                index.objects = {name: image for name, image in index.objects.items() if self._is_listed(name, image)}
+                self._datastore = index
+            except ConfigError as error:
+                if throw_exception:
+                    raise
+                _log.warning("%s", error)
+            self._datastore.base_path = self._datastore_path
+            self._config_ts = changed
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index; a killed process leaves the old one or the new one."""
@@ -180,6 +350,7 @@ class DicomWebStudies(FolderStudies):
         self._known_segmentations: set[str] = set()
         self._listed_at = -_FRESH_SECONDS
         self._lock = threading.RLock()
+        self._left_out: set[str] = set()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         super().__init__(folder, [f"*{ending}" for ending in (DICOM, *LABEL_ENDINGS)], is_watched=False)
         self._list()
@@ -295,7 +466,7 @@ class DicomWebStudies(FolderStudies):
             if time.monotonic() - self._listed_at < _FRESH_SECONDS:
                 return
             self._init_from_datastore_file()  # a training, which is another process, may have fetched labels
-            found = list(self._server.instances(self._query))
+            found = [member for member in self._server.instances(self._query) if self._is_member(member)]
             of_series = Counter(member.rsplit("/", 1)[0] for member in found)
             self._members = {}
             for member in found:
@@ -304,16 +475,33 @@ class DicomWebStudies(FolderStudies):
                 self._members[series if of_series[study_and_series] == 1 else instance] = member
             by_instance = {member.rsplit("/", 1)[1]: image for image, member in self._members.items()}
             narrowed = {name: value for name, value in self._query.items() if name in _STUDY_LEVEL}
-            segmentations = set(self._server.segmentations(narrowed))
+            segmentations = {one for one in self._server.segmentations(narrowed) if self._is_member(one)}
             for member in segmentations - self._known_segmentations:
                 self._note(member, by_instance)
             self._known_segmentations = segmentations
             self._reviewed = {image: noted for image, noted in self._reviewed.items() if noted[1] in segmentations}
             self._listed_at = time.monotonic()
 
+    def _is_member(self, member: str) -> bool:
+        """Whether UIDs are some; a server may send anything."""
+        is_one = bool(_MEMBER.fullmatch(member))
+        if not is_one:
+            self._leave_out(Path(ascii(member[:200])), "its UIDs are none")
+        return is_one
+
     def _note(self, member: str, by_instance: Mapping[str, str]) -> None:
         """Note a segmentation on the server if it is a person's, of one of the images."""
-        header = pydicom.dcmread(io.BytesIO(self._server.instance(member)), stop_before_pixels=True)
+        content = self._server.instance(member)
+        if _DEFLATED in content[:1024]:  # it might unpack to any size
+            _log.warning("The segmentation %s is compressed as a whole; it is left out", member)
+            return
+        try:
+            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+            self._note_header(member, header, by_instance)
+        except Exception as error:  # a damaged dataset raises nearly anything when it is read
+            _log.warning("The segmentation %s is left out: %s", member, type(error).__name__)
+
+    def _note_header(self, member: str, header: pydicom.Dataset, by_instance: Mapping[str, str]) -> None:
         instances = [
             str(instance.ReferencedSOPInstanceUID)
             for series in header.get("ReferencedSeriesSequence") or []
@@ -330,7 +518,9 @@ class DicomWebStudies(FolderStudies):
         self.get_image_uri(image)
         instance = self._members[image].rsplit("/", 1)[1]
         try:
-            read = highdicom().seg.segread(io.BytesIO(self._server.instance(member)))
+            if _DEFLATED in (content := self._server.instance(member))[:1024]:
+                raise DataError("it is compressed as a whole")
+            read = highdicom().seg.segread(io.BytesIO(content))
             (mask,) = read.get_pixels_by_source_instance(
                 [instance], combine_segments=True, ignore_spatial_locations=True, skip_overlap_checks=True
             )
@@ -339,7 +529,7 @@ class DicomWebStudies(FolderStudies):
                 write_mask_png(mask.astype(np.uint8), label)
                 info = {"SOPInstanceUID": member.rsplit("/", 1)[1]}
                 super().save_label(image, str(label), DefaultLabelTag.FINAL, info)
-        except (DataError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # as above
             _log.warning("The segmentation %s is no label: %s", member, error)
 
     def _uids(self, image_id: str) -> dict[str, str]:
@@ -357,27 +547,7 @@ class DicomWebStudies(FolderStudies):
         return chosen[:count]
 
 
-def read_label(path: Path) -> NDArray[np.uint8]:
-    """Class ids ``(H, W)`` of a label that a viewer sends: a picture, or a volume of one slice.
-
-    Raises:
-        DataError: It cannot be read, or has several slices.
-    """
-    if not path.name.lower().endswith(VOLUMES):
-        return read_mask(path)
-    try:
-        ids = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    except RuntimeError:
-        raise DataError(f"{path.suffix}: the label is damaged or not of that format; send it again") from None
-    flat: NDArray[Any] = np.squeeze(ids, axis=tuple(axis for axis in range(ids.ndim - 2) if ids.shape[axis] == 1))
-    if flat.ndim != 2:
-        raise DataError(f"the label has shape {ids.shape}; expected one slice")
-    if not np.array_equal(flat, flat.astype(np.uint8)):
-        raise DataError("the label holds values that are not whole numbers of 0 to 255; send class ids")
-    label: NDArray[np.uint8] = flat.astype(np.uint8)
-    return label
-
-
-def write_volume(mask: NDArray[np.uint8], path: Path) -> None:
-    """Class ids uint8 ``(H, W)`` as a volume of one slice; its format by the name's ending."""
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask[None]), str(path), useCompression=True)  # (1, H, W)
+def _mapping(given: object) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise DataError("a note must be a mapping; send a JSON object")
+    return given

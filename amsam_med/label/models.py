@@ -2,29 +2,36 @@
 
 Versions are folders ``0001``, ``0002``, ... beside ``current.json``, which names the one in use. That file is replaced
 as a whole, and an adapter is complete before it is named, so a reader sees the old version or the new one.
+
+A folder of studies may have been received from others, versions included. So what stands in it is checked before it is
+used: records entry by entry, adapters as :mod:`amsam_med.checkpoint` does; nothing is read or written through links.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 from monai.utils.enums import MetaKeys, PostFix
 from numpy.typing import NDArray
+from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import Size, scale_boxes
 from amsam_med.bundle import model_overrides, open_bundle
-from amsam_med.checkpoint import frozen_digest, save_adapter
+from amsam_med.checkpoint import frozen_digest, read_adapter, save_adapter
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
 from amsam_med.data.writers import Labels, atomic_path
@@ -33,11 +40,12 @@ from amsam_med.evaluate import dice_score
 from amsam_med.infer import NOT_FOUND, PromptInferer, Segmentation, judge_masks
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
+from amsam_med.schema import Record, read_record
 from amsam_med.segment import result_labels
 from amsam_med.train import ADAPTER, TrainOptions, train
 from amsam_med.views import MIRROR, unview_image, view_image
 
-CURRENT, LOCK = "current.json", "training.lock"
+CURRENT, VERSION, LOCK = "current.json", "version.json", "training.lock"
 LEAST_EXAMPLES = 2
 """One for each half of the bi-level training."""
 
@@ -47,8 +55,13 @@ _RATES = {
     "upper_rate": 4e-5,
 }  # a fifth of the bundle's: a handful of odd images may not unlearn it all
 
+_VERSION_FOLDER = re.compile(r"[0-9]{4,6}")
+_RECORD_BYTES = 1 << 16
+
 Example = Mapping[str, str]
 """``{"image": path, "label": path}``."""
+
+_log = logging.getLogger(__name__)
 
 
 class Version(NamedTuple):
@@ -69,6 +82,17 @@ class Version(NamedTuple):
     replaced_dice: float
     examples: int
     seconds: float
+
+
+class _VersionRecord(Record):
+    """A version as ``version.json`` and ``current.json`` hold it."""
+
+    number: Annotated[int, Field(ge=1, le=999_999)]
+    adapter: Annotated[str, StringConstraints(pattern=rf"^[0-9]{{4,6}}/{re.escape(ADAPTER)}$")]
+    d2_dice: Annotated[float, Field(ge=0, le=1)]
+    replaced_dice: Annotated[float, Field(ge=0, le=1)]
+    examples: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
 
 
 class Found(NamedTuple):
@@ -123,28 +147,40 @@ class LabelModel:
         folder: Where the versions are kept; made where it is missing.
         base: Name of the base to begin with, untrained; None for the bundle's own model.
         device: As for ``amsam segment``.
+        cache_folder: Keeps images as training encodes them; within ``folder`` by default.
     """
 
-    def __init__(self, bundle: str, folder: Path, base: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        bundle: str,
+        folder: Path,
+        base: str | None = None,
+        device: str = "auto",
+        cache_folder: Path | None = None,
+    ) -> None:
         self.bundle, self.folder, self.base, self.device = bundle, folder, base, device
+        self._cache_folder = cache_folder or folder / "embeddings"
         self.meanings = result_labels(open_bundle(bundle, "inference"))
         self.labels = [str(segment["label"]) for segment in self.meanings.segments]
         self._parts: _Parts | None = None
         self._lock = threading.Lock()
+        self._untrained_adapter: Path | None = None
+        self._looked_at: dict[Path, tuple[int, str]] = {}  # an adapter's time of change, and what is wrong with it
         self._embeddings: OrderedDict[str, tuple[Tensor, Size]] = OrderedDict()
         # One thread computes, with one of torch's: results are those of the command line, and a training beside it on
         # the cores left does not slow both down many times over.
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def current(self) -> Version | None:
-        """The version in use; None while it is the model to begin with."""
-        try:
-            facts = json.loads((self.folder / CURRENT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        """The version in use; None while it is the model to begin with.
+
+        Raises:
+            WeightsError: The record of it is malformed, or leads elsewhere.
+        """
+        path = self.folder / CURRENT
+        if not path.is_symlink() and not path.exists():
             return None
-        except ValueError as error:
-            raise WeightsError(f"{CURRENT} of {self.bundle} is damaged ({error}); delete it to begin anew") from None
-        return Version(**{**facts, "adapter": self.folder / facts["adapter"]})
+        return self._version(path, f"delete {CURRENT} of {self.bundle} to begin anew")
 
     def segment(self, path: Path) -> Found:
         """Segment a picture without a prompt: the mask that ``amsam segment`` draws, bit for bit.
@@ -186,9 +222,12 @@ class LabelModel:
         """
         if len(examples) < LEAST_EXAMPLES:
             raise DataError(f"training needs {LEAST_EXAMPLES} labelled images, got {len(examples)}; label more images")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        own_folder(self.folder)
+        lock = self.folder / LOCK
+        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+            raise WeightsError(f"{LOCK} of {self.bundle} is not a file of its own; delete it")
         try:
-            with FileLock(self.folder / LOCK, blocking=False):  # the system lets go of a killed process' lock
+            with FileLock(lock, blocking=False):  # the system lets go of a killed process' lock
                 return self._learn(examples, progress)
         except Timeout:
             raise DataError(f"{self.bundle} is being trained by another process; try again when it is done") from None
@@ -197,7 +236,7 @@ class LabelModel:
         run = self._next_folder()
         overrides: dict[str, Any] = {"data": [dict(item) for item in examples], "shots": None, **_RATES}
         overrides |= {} if self.base is None else {"base": self.base}
-        overrides |= {"cache_dir": str(self.folder / "embeddings")}
+        overrides |= {"cache_dir": str(own_folder(self._cache_folder))}
         result = train(run.parent, run, TrainOptions(self.bundle, overrides), epoch_progress=progress)
         held_out = json.loads((run / "split.json").read_text(encoding="utf-8"))["d2"]
         before, after = (_mean_dice(self._open(adapter), held_out) for adapter in (self._adapter(), run / ADAPTER))
@@ -205,16 +244,66 @@ class LabelModel:
             int(run.name), run / ADAPTER, round(after, 4), round(before, 4), len(examples), round(result.seconds, 1)
         )
         facts = {**version._asdict(), "adapter": f"{run.name}/{ADAPTER}"}
-        _write_json(run / "version.json", facts)
+        _write_json(run / VERSION, facts)
         if after >= before:
             _write_json(self.folder / CURRENT, facts)
         return version
 
     def versions(self) -> list[Version]:
-        """All versions that were trained here, in order."""
-        found = sorted(self.folder.glob("[0-9]*/version.json"))
-        facts = [json.loads(path.read_text(encoding="utf-8")) for path in found]
-        return [Version(**{**one, "adapter": self.folder / one["adapter"]}) for one in facts]
+        """All versions that were trained here, in order; the log names those that cannot be used."""
+        found = []
+        for folder in self._version_folders():
+            if not (folder / VERSION).exists():  # the base without training, or a training that was ended
+                continue
+            try:
+                version = self._version(folder / VERSION, "delete the folder")
+                if version.number != int(folder.name):
+                    raise WeightsError(f"{VERSION}: its number is {version.number}; delete the folder")
+            except WeightsError as error:
+                self._say_once(folder, str(error))
+                continue
+            if not (fault := self._fault(version.adapter)):
+                found.append(version)
+            else:
+                self._say_once(folder, fault)
+        return found
+
+    def _version(self, path: Path, remedy: str) -> Version:
+        """The version that a record in this folder names."""
+        for place in (self.folder, path.parent, path):
+            if place.is_symlink():
+                raise WeightsError(f"{place.name}: a link, which may lead anywhere; {remedy}")
+        record = read_record(_VersionRecord, path, remedy, WeightsError, _RECORD_BYTES)
+        if int(record.adapter.split("/")[0]) != record.number:
+            raise WeightsError(f"{path.name}: version {record.number} names the adapter of another; {remedy}")
+        adapter = self.folder / record.adapter
+        if adapter.parent.is_symlink() or adapter.is_symlink() or not adapter.is_file():
+            raise WeightsError(f"{path.name}: {record.adapter} is not a file of its own; {remedy}")
+        return Version(**{**record.model_dump(), "adapter": adapter})
+
+    def _fault(self, adapter: Path) -> str:
+        """What is wrong with an adapter; mostly empty. It is looked at once, unless it changes."""
+        changed = adapter.stat().st_mtime_ns
+        if self._looked_at.get(adapter, (0, ""))[0] != changed:
+            try:
+                read_adapter(adapter)
+                self._looked_at[adapter] = changed, ""
+            except WeightsError as error:
+                self._looked_at[adapter] = changed, str(error)
+        return self._looked_at[adapter][1]
+
+    def _say_once(self, folder: Path, fault: str) -> None:
+        if self._looked_at.get(folder, (0, ""))[1] != fault:
+            self._looked_at[folder] = 0, fault
+            _log.warning("Version %s of %s is left out: %s", folder.name, self.bundle, fault)
+
+    def _version_folders(self) -> list[Path]:
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            return []
+        named = (path for path in self.folder.iterdir() if _VERSION_FOLDER.fullmatch(path.name))
+        return sorted(
+            (path for path in named if path.is_dir() and not path.is_symlink()), key=lambda one: int(one.name)
+        )
 
     def _segment(self, path: Path) -> Found:
         parts = self._newest()
@@ -270,15 +359,18 @@ class LabelModel:
         return self._untrained(self.base)
 
     def _untrained(self, base: str) -> Path:
-        """The base without training, as an adapter that changes nothing."""
-        path = self.folder / "0000" / ADAPTER
-        if not path.is_file():
+        """The base without training, as an adapter that changes nothing.
+
+        It is written once by each process: one that lies there may have come with the folder.
+        """
+        if self._untrained_adapter is None:
+            path = own_folder(own_folder(self.folder) / "0000") / ADAPTER
             base_file = weights.find(base)
             parser = open_bundle(self.bundle, "train", {"base": base, "base_file": str(base_file)})
             network: AmSam = parser.get_parsed_content("core")
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_adapter(network, path, {"bundle": self.bundle, "shots": 0}, frozen_digest(network))
-        return path
+            self._untrained_adapter = path
+        return self._untrained_adapter
 
     def _open(self, adapter: Path | None) -> _Parts:
         parser = open_bundle(self.bundle, "inference", model_overrides(adapter, device=self.device))
@@ -286,7 +378,7 @@ class LabelModel:
         return _Parts(0, result_labels(parser), *(parser.get_parsed_content(id) for id in ids))
 
     def _next_folder(self) -> Path:
-        taken = [int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit()]
+        taken = [int(path.name) for path in self.folder.iterdir() if _VERSION_FOLDER.fullmatch(path.name)]
         return self.folder / f"{max(taken, default=0) + 1:04d}"
 
     def _embedding(self, path: Path, parts: _Parts) -> tuple[Tensor, Size]:
@@ -305,6 +397,22 @@ class LabelModel:
             while len(self._embeddings) > _KEPT_EMBEDDINGS:
                 self._embeddings.popitem(last=False)
             return self._embeddings[digest]
+
+
+def own_folder(path: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        WeightsError: It is a link, or a file.
+    """
+    try:
+        if path.is_symlink() or not stat.S_ISDIR(path.stat().st_mode):
+            raise WeightsError(
+                f"{path.name} is not a folder of its own; remove it, or name another place with --versions"
+            )
+    except FileNotFoundError:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _mean_dice(parts: _Parts, examples: Sequence[Example]) -> float:

@@ -1,8 +1,7 @@
 """MONAI Label's server with our app, closed to what does not belong to the studies.
 
-MONAI Label answers a wrong request with status 500 and a traceback, and takes any path that the server can read for an
-image's name. Here, wrong requests get a status of 4xx with a sentence, names of images may not be paths, and bodies
-have a limit. Settings of MONAI Label itself (``MONAI_LABEL_*`` environment variables) hold as ever.
+``routes.py`` has its addresses, ``gate.py`` says who may ask and how much. Settings of MONAI Label itself
+(``MONAI_LABEL_*`` environment variables) hold as ever; a file of settings is not read.
 """
 
 from __future__ import annotations
@@ -14,25 +13,27 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from amsam_med import weights
 from amsam_med.data.readers import IMAGE_SUFFIXES
-from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
+from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.sources import DicomWeb
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp
 
 as_dicom: ContextVar[bool] = ContextVar("as_dicom", default=False)
 """Whether the request that is being answered asked for a DICOM segmentation by MONAI Label's ``output=dicom_seg``."""
-BODY_LIMIT = 512 << 20
-"""Bytes that a request may have."""
+HEAD_SECONDS = 20.0
+"""For which the head of a request is waited for."""
+CONNECTIONS = 256
+"""That may be open at once."""
 
 _MAIN = """\
 from amsam_med.label.server import import_monailabel
@@ -41,13 +42,16 @@ import_monailabel()
 
 from amsam_med.label.app import AmSamLabelApp as AmSamLabelApp
 """
-SIGNATURES = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
-"""Of tokens that are taken; all are checked by the realm's public key."""
-_NAMES = ("image", "label", "id", "tag", "session_id")  # of a query, that may end up in a path
 
 
 def serve(
-    studies: str, conf: Mapping[str, str], host: str = "127.0.0.1", port: int = 8000, log_level: str = "info"
+    studies: str,
+    conf: Mapping[str, str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    log_level: str = "info",
+    allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
 ) -> None:
     """Run the server until it is interrupted.
 
@@ -58,25 +62,46 @@ def serve(
         host: Address to listen on; the default can be reached from this machine alone.
         port: Port to listen on.
         log_level: Of uvicorn.
+        allowed_hosts: Names or addresses that clients may call it by, besides its own.
+        allowed_origins: Sites whose pages may use it, besides its own.
 
     Raises:
         MissingExtraError: MONAI Label is not installed.
-        ConfigError: The folder of studies is not there.
+        ConfigError: The folder of studies is not there, or its list of images is damaged.
         DataError: The DICOMweb server does not answer.
     """
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="amsam-label-"))
         stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
         tempfile.tempdir = scratch  # uploads go where nothing else lies
-        studies, conf = _located(studies, conf)
+        studies, conf = _located(studies, _absolute(conf))
         app_folder = Path(scratch) / "app"
         app_folder.mkdir()
         (app_folder / "main.py").write_text(_MAIN, encoding="utf-8")
         os.environ.update(_settings(studies, conf, port, app_folder))
+        # MONAI Label reads settings from a file .env where it is started, and Python modules for its trainings: neither
+        # may be one that came with a folder of studies.
+        stack.callback(os.chdir, Path.cwd())
+        os.chdir(app_folder)
         import_monailabel()
         import uvicorn
+        from monailabel.interfaces.utils.app import app_instance
 
-        uvicorn.run(guarded_app(), host=host, port=port, log_level=log_level)
+        from amsam_med.label.gate import hosts_of
+
+        app = guarded_app(hosts_of(host, port, allowed_hosts), allowed_origins)
+        app_instance()  # says what is wrong with the studies before anything starts
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level=log_level,
+            http=_patient_protocol(),
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+        )
 
 
 def local_folder(address: str) -> Path:
@@ -101,141 +126,72 @@ def import_monailabel() -> None:
         raise MissingExtraError("monailabel", "label") from error
 
 
-def guarded_app() -> ASGIApp:
-    """MONAI Label's FastAPI app; what is wrong with a request is said in its answer."""
-    from fastapi import HTTPException, Request
-    from fastapi.responses import JSONResponse
-    from monailabel.app import app
+def guarded_app(hosts: Iterable[str], origins: Iterable[str] = ()) -> ASGIApp:
+    """MONAI Label's addresses behind a gate.
+
+    Args:
+        hosts: What clients may call this server; see :func:`amsam_med.label.gate.hosts_of`.
+        origins: Sites whose pages may use it, besides its own.
+    """
     from monailabel.config import settings
-    from monailabel.interfaces.exception import MONAILabelException
-    from requests import RequestException
+    from starlette.middleware.cors import CORSMiddleware
 
-    app.user_middleware.clear()  # MONAI Label lets the pages of all sites use the server; viewers are no pages
-    _serve_own_pages(app)
-    _name_algorithms()
+    from amsam_med.label.gate import Gate
+    from amsam_med.label.routes import routed_app
 
-    def refused(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"detail": text}, status_code=status)
-
-    async def amsam_error(_: Request, error: AmsamError) -> JSONResponse:
-        return refused(422, str(error))
-
-    async def unknown_name(_: Request, error: MONAILabelException) -> JSONResponse:
-        return refused(404, str(error.msg))
-
-    async def not_json(_: Request, error: json.JSONDecodeError) -> JSONResponse:
-        return refused(400, f"params is not JSON: {error}")
-
-    async def misshapen(_: Request, error: TypeError | ValueError) -> JSONResponse:
-        return refused(400, f"the request is not what is expected there: {error}")
-
-    async def missing(_: Request, error: FileNotFoundError) -> JSONResponse:
-        return refused(404, f"this machine has no {Path(str(error.filename)).name}")
-
-    async def unreachable(_: Request, error: RequestException) -> JSONResponse:
-        return refused(502, f"another server does not answer ({type(error).__name__}); check that it is up")
-
-    async def refusal(_: Request, error: HTTPException) -> JSONResponse:
-        return refused(400 if error.status_code == 500 else error.status_code, str(error.detail))
-
-    app.add_exception_handler(AmsamError, amsam_error)
-    app.add_exception_handler(MONAILabelException, unknown_name)
-    app.add_exception_handler(json.JSONDecodeError, not_json)
-    app.add_exception_handler(TypeError, misshapen)
-    app.add_exception_handler(ValueError, misshapen)
-    app.add_exception_handler(FileNotFoundError, missing)
-    app.add_exception_handler(RequestException, unreachable)
-    app.add_exception_handler(HTTPException, refusal)
-    return _Guard(app, is_address(str(settings.MONAI_LABEL_STUDIES)))
+    app: ASGIApp = routed_app()
+    if trusted := [origin.lower().rstrip("/") for origin in origins]:
+        app = CORSMiddleware(
+            app, allow_origins=trusted, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+        )
+    return Gate(app, hosts, trusted, is_address(str(settings.MONAI_LABEL_STUDIES)))
 
 
-def _serve_own_pages(app: Any) -> None:
-    """Pages of the API that need no other site."""
-    from fastapi_offline import FastAPIOffline
+def _patient_protocol() -> type:
+    """HTTP for uvicorn that waits for the head of a request, but not without end."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    pages = FastAPIOffline(docs_url="/", redoc_url="/docs", title=app.title, openapi_url=app.openapi_url)
-    replaced = {"/", "/docs"}
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in replaced]
-    app.router.routes.extend(route for route in pages.router.routes if getattr(route, "path", "") != app.openapi_url)
+    class Patient(H11Protocol):  # type: ignore[misc]  # uvicorn is not there when types are checked
+        _wait: Any = None
 
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
 
-def _name_algorithms() -> None:
-    """Say which signatures of a token count: MONAI Label leaves that open, and PyJWT 2 refuses to guess."""
-    import jwt
-    from monailabel.endpoints.user import auth
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
 
-    auth.jwt = types.SimpleNamespace(decode=partial(jwt.decode, algorithms=SIGNATURES))
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._watch()
 
+        def _watch(self) -> None:
+            """A clock runs while a head is not whole; it is not set back by a part of one."""
+            is_waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            if is_waiting and self._wait is None:
+                self._wait = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            elif not is_waiting and self._wait is not None:
+                self._wait.cancel()
+                self._wait = None
 
-class _Guard:
-    """Refuses names that are paths, and bodies without end."""
-
-    def __init__(self, app: ASGIApp, is_remote: bool) -> None:
-        self.app, self.is_remote = app, is_remote
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if wrong := next((name for name, value in query if name in _NAMES and _is_path(value)), None):
-            await _answer(send, 400, f"{wrong} is a path; expected a name that GET /datastore lists")
-            return
-        headers = dict(scope["headers"])
-        if scope["method"] != "GET" and _is_foreign(headers):
-            await _answer(send, 403, "pages of other sites may not use this server")
-            return
-        if scope["path"].rstrip("/") == "/reload":
-            await _answer(send, 404, "restart the server to load its app anew")
-            return
-        if scope["path"].startswith("/proxy") and not self.is_remote:
-            await _answer(send, 404, "the studies are a folder; there is no DICOMweb server to ask")
-            return
-        if scope["path"].startswith("/infer/") and ("output", "dicom_seg") in query:
-            as_dicom.set(True)
-            query = [(name, "image" if name == "output" else value) for name, value in query]
-            scope = {**scope, "query_string": urlencode(query).encode()}
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > BODY_LIMIT:
-            await _answer(send, 413, f"the request has {int(length):,} bytes; expected at most {BODY_LIMIT:,}")
-            return
-        await self.app(scope, _limited(receive), send)
-
-
-def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser sends this for a page of another site."""
-    origin = headers.get(b"origin", b"")
-    return origin not in (b"", b"http://" + headers.get(b"host", b""), b"https://" + headers.get(b"host", b""))
-
-
-def _limited(receive: Receive) -> Receive:
-    taken = 0
-
-    async def limited() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > BODY_LIMIT:
-            return {"type": "http.disconnect"}  # a body whose length was not said before
-        return message
-
-    return limited
-
-
-async def _answer(send: Send, status: int, text: str) -> None:
-    body = json.dumps({"detail": text}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _is_path(value: str) -> bool:
-    return any(part in value for part in ("/", "\\", "\0")) or value in (".", "..")
+    return Patient
 
 
 def is_address(studies: str) -> bool:
     """Whether studies are those of a DICOMweb server."""
     return studies.startswith(("http://", "https://"))
+
+
+def _absolute(conf: Mapping[str, str]) -> Mapping[str, str]:
+    """The same with paths that hold wherever the server works."""
+    if folder := os.environ.get(weights.FOLDER_VARIABLE):
+        os.environ[weights.FOLDER_VARIABLE] = os.path.abspath(folder)
+    places = {name: os.path.abspath(conf[name]) for name in ("versions", "folder") if conf.get(name)}
+    if (base := conf.get("base")) and base not in weights.known():
+        places["base"] = os.path.abspath(base)
+    return {**conf, **places}
 
 
 def _located(studies: str, conf: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
@@ -254,21 +210,22 @@ def _located(studies: str, conf: Mapping[str, str]) -> tuple[str, Mapping[str, s
 
 def _settings(studies: str, conf: Mapping[str, str], port: int, app_folder: Path) -> dict[str, str]:
     """MONAI Label's settings; what the user's environment has of them comes first."""
-    here = str(Path(__file__).parents[2])
+    searched = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     chosen = {
         "MONAI_LABEL_APP_DIR": str(app_folder),
         "MONAI_LABEL_STUDIES": studies,
         "MONAI_LABEL_APP_CONF": json.dumps(dict(conf)),
         "MONAI_LABEL_SERVER_PORT": str(port),
         "TMPDIR": str(app_folder.parent),
-        "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", "")))),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in searched if place),
+        "PYTHONSAFEPATH": "1",  # a training looks for modules where they are installed alone
+        "MONAI_LABEL_SESSIONS": "false",
     }
     endings = [f"*{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
     defaults = {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(endings),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a look at all images after each one would take the CPU
         "MONAI_LABEL_PROJECT_NAME": "AM-SAM Med, MONAI Label",
-        "MONAI_LABEL_SESSIONS": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | chosen

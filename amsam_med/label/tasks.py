@@ -26,8 +26,10 @@ from amsam_med.data.dicom_seg import write_dicom_seg
 from amsam_med.data.readers import image_size
 from amsam_med.data.writers import OUTLINE_COLOURS, dicom_labels, write_mask_png
 from amsam_med.errors import DataError
-from amsam_med.label.datastores import DICOM, PNG, VOLUMES, read_label, write_volume
+from amsam_med.evaluate import dice_score
+from amsam_med.label.datastores import DICOM, PNG
 from amsam_med.label.models import Clicks, Found, LabelModel
+from amsam_med.label.volumes import VOLUMES, read_label, write_volume
 
 DRAWINGS: Mapping[str, Callable[[dict[str, Any]], tuple[str, int]]] = {
     "asap": create_asap_annotations_xml,
@@ -173,6 +175,53 @@ class FewShotTrainTask(TrainTask):  # type: ignore[misc]  # MONAI Label carries 
         return {**version._asdict(), "adapter": version.adapter.name, "is_used": is_used}
 
 
+class BatchTask:
+    """Masks of many images, one after another, kept as drafts; MONAI Label's own needs a GPU."""
+
+    def __call__(
+        self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What there is to say about each mask, by image; empty for an image that cannot be read.
+
+        Args:
+            request: With ``images`` (all, labeled, unlabeled, or names), ``max_batch_size`` (0 for all) and
+                ``label_tag``.
+            datastore: Where images are and masks are kept.
+            infer: Segments one image.
+        """
+        chosen, tag = request.get("images", "all"), request.get("label_tag", "original")
+        given = {"labeled": datastore.get_labeled_images, "unlabeled": datastore.get_unlabeled_images}
+        images = sorted(chosen if isinstance(chosen, list) else given.get(chosen, datastore.list_images)())
+        found: dict[str, Any] = {}
+        for image in images[: request.get("max_batch_size") or None]:
+            try:
+                result = infer({**request, "image": image, "save_label": True, "label_tag": tag}, datastore)
+            except DataError as error:
+                _log.warning("%s", error)
+                found[image] = {}
+                continue
+            Path(result.pop("file")).unlink(missing_ok=True)
+            found[image] = result
+        return found
+
+
+class RandomStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
+    """Any unlabelled image, rather one that was not chosen lately."""
+
+    def __init__(self) -> None:
+        super().__init__("Any image without a label")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """The image's id and its weight; None when all are labelled."""
+        images = sorted(datastore.get_unlabeled_images(request.get("label_tag")))
+        if not images:
+            return None
+        notes = [datastore.get_image_info(image).get("strategy", {}).get(request["strategy"], {}) for image in images]
+        weights = [max(1, int(time.time()) - note.get("ts", 0)) for note in notes]
+        ((image, weight),) = random.choices(list(zip(images, weights, strict=True)), weights)
+        return {"id": image, "weight": weight}
+
+
 class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
     """The unlabelled image that the model is least sure of.
 
@@ -198,6 +247,29 @@ class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no t
             return None
         doubt, image = max(known)
         return {"id": image, "weight": doubt}
+
+
+class DiceScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries no types
+    """How much of first drafts a person kept: the Dice of labels of two kinds."""
+
+    def __init__(self) -> None:
+        super().__init__("Dice of drafts with final labels")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, float]:
+        """Dice by image, where there are both; kept in the datastore's information of each."""
+        tags, scores = (request.get("y", "final"), request.get("y_pred", "original")), {}
+        for image in sorted(datastore.list_images()):
+            labels = [datastore.get_label_uri(image, tag) for tag in tags]
+            if not all(labels):
+                continue
+            try:
+                masks = [torch.from_numpy(read_label(Path(label)) != 0) for label in labels]
+                scores[image] = round(float(dice_score(*masks)), 4)
+            except DataError as error:
+                _log.warning("%s", error)
+                continue
+            datastore.update_image_info(image, {"dice": scores[image]})
+        return scores
 
 
 class DoubtScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries no types
@@ -249,7 +321,7 @@ def _ending(request: Mapping[str, Any], path: Path) -> str:
     if asked in (PNG, *VOLUMES, DICOM):
         return str(asked)
     if asked and not isinstance(asked, list):
-        raise DataError(f"result_extension is {asked!r}; expected one of {', '.join((PNG, *VOLUMES, DICOM))}")
+        raise DataError(f"result_extension is {asked[:60]!r}; expected one of {', '.join((PNG, *VOLUMES, DICOM))}")
     return next((ending for ending in VOLUMES if path.name.endswith(ending)), PNG)
 
 
@@ -292,7 +364,7 @@ def _numbers(given: object, name: str) -> list[float]:
     if given is None:
         return []
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(_is_number(one) for one in given):
-        raise DataError(f"{name} is {given!r}; expected a list of numbers in pixels")
+        raise DataError(f"{name} is {ascii(given)[:60]}; expected a list of numbers in pixels")
     return [float(one) for one in given]
 
 
@@ -301,7 +373,7 @@ def _points(given: object, name: str) -> list[tuple[float, float]]:
     if given is None:
         return []
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise DataError(f"{name} is {given!r}; expected a list of points [x, y] in pixels")
+        raise DataError(f"{name} is {ascii(given)[:60]}; expected a list of points [x, y] in pixels")
     points = [_numbers(point, name) for point in given]
     if any(len(point) not in (2, 3) for point in points):
         raise DataError(f"{name} holds a point that has not two or three numbers; expected [x, y] in pixels")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,9 @@ class EmbeddingCache:
 
     A key is the sha256 of the image (values, dtype and shape) under the sha256 of the encoder (class, parameters and
     buffers). Other weights therefore mean other keys, also when they change during the cache's life (unless written
-    through ``.data``, which leaves no trace); what another encoder left in the folder is neither used nor removed.
+    through ``.data``, which leaves no trace); what another encoder left in the folder is neither used nor removed. A
+    folder may come from somebody else: its files are tensors alone, and one that no encoder can have written is encoded
+    anew.
 
     Args:
         encoder: Images float32 ``(B, 3, S, S)`` in [0, 1] to embeddings ``(B, 256, h, w)``. It runs on its own device,
@@ -254,11 +257,15 @@ class _FolderStore:
         self.folder = folder
 
     def read(self, key: str) -> Tensor | None:
-        """The entry, memory-mapped; None for one that is missing or damaged."""
+        """The entry, memory-mapped; None for one that is missing or damaged, or that is no finite float32 (c, h, w)."""
         try:
-            return load_file(self._path(key))[ENTRY]
-        except (FileNotFoundError, SafetensorError, KeyError):
+            if not stat.S_ISREG(self._path(key).stat().st_mode):  # a pipe would never end
+                return None
+            embedding = load_file(self._path(key))[ENTRY]
+        except (OSError, SafetensorError, KeyError):
             return None
+        is_embedding = embedding.dtype == torch.float32 and embedding.ndim == 3 and embedding.numel() > 0
+        return embedding if is_embedding and bool(embedding.isfinite().all()) else None
 
     def write(self, key: str, embedding: Tensor) -> Tensor:
         """Put the entry into place in one move: a reader sees all of it or nothing, also when we are interrupted."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,8 +23,10 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
+from amsam_med.data.tables import read_table
 from tests.small_bundle import write_picture, write_small_bundle
 
+DEPTH = 1200
 SECONDS, MEGABYTES = 60, 300
 """What the run may take beyond one that segments a single picture."""
 
@@ -99,6 +102,41 @@ def write_bad(folder: Path) -> None:
     shutil.copy(folder / "a.png", folder / "secret.png")
     (folder / "secret.png").chmod(0)
     (folder / "locked").mkdir(mode=0)
+    (folder / "seen only").mkdir()
+    write_picture(folder / "seen only" / "a.png")
+    (folder / "seen only").chmod(0o444)
+    shutil.copy(folder / "a.png", folder / "IM0001")
+    (folder / "IM0001").chmod(0)
+
+
+def write_what_is_no_file(folder: Path) -> None:
+    """What never ends when it is read, or cannot even be looked at."""
+    os.mkfifo(folder / "pipe.zip")
+    for name, target in {"log.zip": "/proc/kmsg", "log.png": "/proc/kmsg", "log": "/proc/kmsg"}.items():
+        (folder / name).symlink_to(target)
+    for name, target in {"zero.zip": "/dev/zero", "zero.png": "/dev/zero", "far.png": "x" * 300}.items():
+        (folder / name).symlink_to(target)
+    (folder / "system").symlink_to("/proc/self")
+    place = os.getcwd()
+    with socket.socket(socket.AF_UNIX) as bound:
+        os.chdir(folder)  # a socket's path may have 100 characters
+        bound.bind("socket.png")
+        os.chdir(place)
+    deep = folder.joinpath(*["d"] * DEPTH)
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    write_picture(folder / "deep.png")
+    (folder / "deep.png").rename(deep / "a.png")
+    (folder / "earlier" / "masks").mkdir(parents=True)
+    os.mkfifo(folder / "earlier" / "run.json")
+    write_picture(folder / "earlier" / "masks" / "a.png")
+
+
+def write_names_that_meet(folder: Path) -> None:
+    """Files of which each would get results of another's names."""
+    pages = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    pages[0].save(folder / "scan.tif", save_all=True, append_images=pages[1:])
+    for name in ("scan_0001.png", "scan_0002.png", "scan_0002.jpg", "e\u0301.png", "\u00e9.png"):
+        write_picture(folder / name)
 
 
 def write_bad_archives(folder: Path) -> None:
@@ -136,9 +174,8 @@ def run_segment(folder: Path, output: Path, bundle: Path) -> Run:
     spent = re.search(r"VmHWM:\s+(\d+) kB\s+CPU: ([\d.]+)", printed)
     assert spent is not None, printed
     rows: dict[str, list[dict[str, str]]] = {}
-    with (output / "results.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        for row in csv.DictReader(stream):
-            rows.setdefault(row["file"].removeprefix(f"{folder.as_posix()}/"), []).append(row)
+    for row in read_table(output / "results.csv"):
+        rows.setdefault(row["file"].removeprefix(f"{folder.as_posix()}/"), []).append(row)
     return Run(done.returncode, printed, float(spent[2]), int(spent[1]) / 1000, output, rows)
 
 
@@ -153,12 +190,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     write_good(hostile)
     write_bad(hostile)
     write_bad_archives(hostile)
+    write_what_is_no_file(hostile)
+    write_names_that_meet(hostile)
     try:
         return run_segment(top / "calm", top / "out", bundle), run_segment(
             hostile, hostile / os.fsdecode(b"out \xe9"), bundle
         )
     finally:
-        (hostile / "locked").chmod(0o755)  # so that it can be deleted
+        for name in ("locked", "seen only"):
+            (hostile / name).chmod(0o755)  # so that it can be deleted
+        subprocess.run(["rm", "-r", hostile / "d", hostile / os.fsdecode(b"out \xe9") / "masks" / "d"], check=False)
 
 
 ERRORS = {
@@ -175,12 +216,24 @@ ERRORS = {
     "promise.zip/zeros.png": "promise.zip, member zeros.png: 4,026,531,840 bytes unpacked",
     "secret.png": "Permission denied",
     "slip.zip/../../slipped.png": "slip.zip, member slipped.png: its name leads out of the archive",
+    "IM0001": "Permission denied",
+    "seen only/a.png": "Permission denied",
+    "pipe.zip": "pipe.zip: not a regular file",
+    "log.zip": "log.zip: not a regular file",
+    "log.png": "log.png: not a regular file",
+    "zero.zip": "zero.zip: not a regular file",
+    "zero.png": "zero.png: not a regular file",
+    "socket.png": "socket.png: not a regular file",
+    "far.png": "File name too long",
+    "system": "system: this folder cannot be listed (it belongs to the system)",
+    "/".join(("d",) * DEPTH) + "/a.png": "it lies too many folders deep",
     "truncated.png": "truncated.png: cannot be decoded",
     "words.jpg": "words.jpg: not an image of a known format or damaged",
     "zeros.jpg": "zeros.jpg: not an image of a known format or damaged",
     os.fsdecode(b"words \xe9.jpg"): "words ?.jpg: not an image of a known format or damaged",
 }
-OTHER_GOOD = ("one pixel.png", "wide.png", "high.png", "nan.nii", "slip.zip/good.png")
+MEETING = ("scan.tif", "scan_0001.png", "scan_0002.png", "scan_0002.jpg", "e\u0301.png", "\u00e9.png")
+OTHER_GOOD = (*MEETING, "earlier/masks/a.png", "one pixel.png", "wide.png", "high.png", "nan.nii", "slip.zip/good.png")
 
 
 def test_every_bad_file_has_a_row_with_a_plain_error(runs: tuple[Run, Run]) -> None:
@@ -195,7 +248,7 @@ def test_every_good_file_is_done_and_has_a_mask_of_its_own(runs: tuple[Run, Run]
     run = runs[1]
     assert run.rows.keys() == {*GOOD_NAMES, *OTHER_GOOD, *ERRORS}
     masks = [row["mask_file"] for name in (*GOOD_NAMES, *OTHER_GOOD) for row in run.rows[name]]
-    assert len(set(masks)) == len(masks) == len(GOOD_NAMES) + len(OTHER_GOOD) + 2  # of the volume's three
+    assert len(set(masks)) == len(masks) == len(GOOD_NAMES) + len(OTHER_GOOD) + 3  # pages and slices
     found = [path.relative_to(run.output).as_posix() for path in (run.output / "masks").rglob("*") if path.is_file()]
     assert sorted(found) == sorted(masks)
     assert (run.row("a.jpg")["mask_file"], run.row("a.png")["mask_file"]) == (
@@ -239,5 +292,22 @@ def test_names_are_text_in_the_report(runs: tuple[Run, Run]) -> None:
     assert "<img src=x" not in page
     assert "\\u003cimg src=x onerror=alert(1)>.png" in page
     assert "%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E_segmentation.png" in page
-    assert "new\\nline.png" in page
+    assert "new\\\\x0aline.png" in page
     assert "caf%E9_segmentation.png" in page
+
+
+def test_no_file_gets_the_name_of_anothers_page(runs: tuple[Run, Run]) -> None:
+    run = runs[1]
+    pages = [row["mask_file"] for row in run.rows["scan.tif"]]
+    assert pages == ["masks/scan_0001_segmentation.png", "masks/scan_0002_segmentation.png"]
+    for page in pages:
+        with Image.open(run.output / page) as mask:
+            assert mask.size == (20, 20)
+    keys = [unicodedata.normalize("NFD", name).casefold() for name in map(str, (run.output / "masks").rglob("*"))]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_table_is_valid_utf_8_and_one_line_a_row(runs: tuple[Run, Run]) -> None:
+    table = (runs[1].output / "results.csv").read_text(encoding="utf-8", errors="strict")
+    assert len(table.splitlines()) == 1 + sum(map(len, runs[1].rows.values()))
+    assert "caf\\xe9.png" in table

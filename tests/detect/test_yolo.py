@@ -119,6 +119,41 @@ def test_the_whole_image_stands_in_for_a_box_outside_it(with_candidates: Callabl
     assert found.is_detected.tolist() == [False, False]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+NO_BOXES = [
+    [NAN, 20, 20, 10, 0.9],
+    [30, INF, 20, 10, 0.9],
+    [30, 20, INF, 10, 0.9],
+    [30, 20, -20, -10, 0.9],
+    [30, 20, 0, 0, 0.9],
+    [30, 20, 20, 10, NAN],
+    [30, 20, 20, 10, INF],
+    [1e30, 1e30, 1e30, 1e30, 0.9],
+    [NAN] * 5,
+]
+
+
+@pytest.mark.parametrize("candidate", NO_BOXES)
+def test_a_candidate_that_is_no_box_counts_for_nothing(
+    candidate: list[float], with_candidates: Callable[..., YoloDetector]
+) -> None:
+    alone = with_candidates(candidate)(torch.zeros(2, 3, SIZE, SIZE))
+    assert alone.is_detected.tolist() == [False, False]
+    assert alone.boxes.tolist() == [[0, 0, SIZE, SIZE]] * 2
+    assert alone.confidence.isfinite().all()
+
+
+@pytest.mark.parametrize("candidate", [[NAN, 20, 20, 10, 0.9], [30, 20, 20, 10, NAN], [NAN] * 5])
+def test_candidates_that_are_no_boxes_do_not_hide_one_that_is(
+    candidate: list[float], with_candidates: Callable[..., YoloDetector]
+) -> None:
+    found = with_candidates(candidate, [30, 20, 20, 10, 0.8])(torch.zeros(1, 3, SIZE, SIZE))
+    assert found.boxes.tolist() == [[20, 15, 40, 25]]
+    assert found.is_detected.tolist() == [True]
+
+
 def test_an_image_is_answered_alike_in_any_batch(detector: YoloDetector) -> None:
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     together = detector(images)
@@ -151,7 +186,17 @@ def test_other_shapes_than_square_rgb_are_refused(shape: tuple[int, ...], detect
         detector(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("settings", [{"input_size": 100}, {"input_size": 32}, {"min_confidence": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"input_size": 100},
+        {"input_size": 32},
+        {"input_size": 10**9},
+        {"min_confidence": 1.5},
+        {"edge_error": NAN},
+        {"edge_error": -1},
+    ],
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     name, value = next(iter(settings.items()))
     with pytest.raises(ConfigError, match=f"{name} = {value}"):
@@ -246,6 +291,32 @@ def test_a_detector_of_many_classes_is_refused(detector: YoloDetector, tmp_path:
         load_detector(tmp_path / "dogs.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model.0.conv.weight", NAN), ("model.22.cv2.0.0.bn.bias", INF), ("model.0.bn.running_var", -1.0)],
+)
+def test_a_detector_that_cannot_answer_is_refused_when_it_is_opened(
+    name: str, value: float, detector: YoloDetector, tmp_path: Path
+) -> None:
+    state = {key: tensor.clone() for key, tensor in detector.network.state_dict().items()}
+    state[name].fill_(value)
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "bad.safetensors", HEADER)
+    with pytest.raises(WeightsError, match=r"bad\.safetensors holds NaN or infinity"):
+        load_detector(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("size", ["1000000000", "-1", "7", "0", "100"])
+def test_an_absurd_input_size_is_refused_when_the_file_is_opened(
+    size: str, detector: YoloDetector, tmp_path: Path
+) -> None:
+    save_file(detector.network.state_dict(), tmp_path / "bad.safetensors", {**HEADER, "input_size": size})
+    with pytest.raises(WeightsError, match=r"bad\.safetensors.*input_size"):
+        load_detector(tmp_path / "bad.safetensors")
+
+
+HEADER = {"format": "amsam-detector", "version": "1", "class_name": "square", "nc": "1", "input_size": str(SIZE)}
+
+
 def pickle(path: Path, detector: YoloDetector) -> Path:
     """What ultralytics' own training writes."""
     detector.network.names = {0: "square"}  # type: ignore[assignment]
@@ -321,6 +392,43 @@ def test_training_goes_on_from_given_weights(detector: YoloDetector, tmp_path: P
     assert all(
         torch.equal(tensor, state[name].half().float()) for name, tensor in detector.network.state_dict().items()
     )
+
+
+def test_a_training_does_not_start_from_what_is_no_number(detector: YoloDetector, tmp_path: Path) -> None:
+    state = {
+        name: torch.full_like(tensor, NAN) if "conv" in name else tensor
+        for name, tensor in detector.network.state_dict().items()
+    }
+    save_file(state, tmp_path / "start.safetensors", HEADER)
+    options = TrainingOptions(epochs=1, device="cpu", start=tmp_path / "start.safetensors")
+    with pytest.raises(WeightsError, match=r"start\.safetensors holds NaN or infinity"):
+        train_detector(items(2), items(1), options)
+
+
+def nan_loss(self: Any, batch: Any, preds: Any = None) -> Any:
+    loss, parts = LOSS(self, batch, preds)
+    return loss * NAN, parts
+
+
+def no_memory(self: Any, batch: Any, preds: Any = None) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+LOSS = yolo.DetectionModel.loss
+
+
+@pytest.mark.parametrize(
+    ("befalls", "said"),
+    [(nan_loss, "the training has diverged: the loss of epoch 1 is nan; train with"), (no_memory, "too little memory")],
+)
+def test_a_training_that_fails_says_why_and_leaves_nothing(
+    befalls: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(yolo.DetectionModel, "loss", befalls)
+    with pytest.raises(ConfigError, match=said):
+        train_detector(items(2), items(1), TrainingOptions(epochs=2, batch_size=2, device="cpu"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_class_head_of_other_classes_is_left_out(detector: YoloDetector, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import http.server
 import itertools
 import json
 import re
@@ -15,13 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 import requests
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pipelines.monailabel.process import Server, wait_for_training
+
+DETACHED = b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: raw\ndata file: /proc/self/fd/7\n\n"
 
 pytestmark = [  # MONAI Label's client leaves its sockets open
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -47,11 +44,17 @@ def post(server: Server, path: str, **what: Any) -> tuple[int, str]:
         ("/infer/amsam_isic?image=x", {"data": {"params": "{not json"}}, 400, "params is not JSON"),
         ("/infer/amsam_isic?image=x", {"data": {"params": "[1]"}}, 400, "the request is not what is expected"),
         ("/infer/amsam_isic?image=x", {"headers": {"Origin": "http://evil.example"}}, 403, "pages of other sites"),
-        ("/reload", {}, 404, "restart the server"),
+        ("/reload", {}, 404, "Not Found"),
+        ("/logs/", {}, 404, "Not Found"),
+        ("/session/x", {}, 404, "Not Found"),
+        ("/model/amsam_isic", {}, 404, "Not Found"),
+        ("/infer/amsam_isic?session_id=x", {}, 404, "keeps no sessions"),
+        ("/train/amsam_isic?run_sync=true", {}, 400, "leave run_sync out"),
+        ("/infer/amsam_isic?image=x", {"headers": {"Host": "evil.example:8000"}}, 421, "evil.example:8000"),
         ("/proxy/dicom/qido/studies", {}, 404, "the studies are a folder"),
         ("/activelearning/none", {"json": {}}, 404, "no such strategy"),
         ("/train/none", {"json": {}}, 404, "there is no model 'none'"),
-        ("/scoring/none", {"json": {}}, 200, ""),
+        ("/scoring/none", {"json": {}}, 404, "there is no method 'none'"),
     ],
 )
 def test_a_wrong_request_gets_a_plain_answer(
@@ -134,6 +137,7 @@ def test_a_good_upload_is_an_image_from_then_on(server: Server, drawn: Path) -> 
     [
         ("x.png", b"x", "not an image of a known format or damaged"),
         ("x.nrrd", b"x", "damaged or not of that format"),
+        ("x.nrrd", DETACHED, "field 'data file' is not taken"),
         ("x.exe", b"x", "expected one of .png"),
     ],
 )
@@ -169,7 +173,7 @@ def test_no_request_makes_the_server_stumble(server: Server) -> None:
             answer = requests.request(method, url, params=dict.fromkeys(wanted, value), timeout=60, **body)
             if answer.status_code >= 500:
                 stumbled.append((method, path, body, value, answer.text[:200]))
-    assert len(paths) > 20
+    assert len(paths) > 15
     assert stumbled == []
 
 
@@ -187,7 +191,7 @@ def test_a_body_that_does_not_say_how_huge_it_is_is_cut_off(server: Server) -> N
 
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     answer = requests.post(f"{server.address}/infer/amsam_isic", data=body(), headers=form, timeout=120)
-    assert (answer.status_code, requests.get(f"{server.address}/info/", timeout=10).status_code) == (400, 200)
+    assert (answer.status_code, requests.get(f"{server.address}/info/", timeout=10).status_code) == (413, 200)
 
 
 def test_a_killed_training_leaves_labels_and_model_as_they_were(
@@ -243,56 +247,3 @@ def test_eight_clients_at_once_are_all_answered(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert answers == [200] * 32
-
-
-@pytest.fixture
-def realm() -> Iterator[tuple[str, rsa.RSAPrivateKey]]:
-    """What Keycloak says of a realm, and the key that its tokens are signed with."""
-    key = rsa.generate_private_key(65537, 2048)
-    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    content = json.dumps({"realm": "clinic", "public_key": base64.b64encode(public).decode()}).encode()
-
-    class Realm(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Realm)
-    threading.Thread(target=server.serve_forever).start()
-    yield f"http://127.0.0.1:{server.server_port}/realms/clinic", key
-    server.shutdown()
-    server.server_close()
-
-
-def test_authentication_lets_in_whom_the_realm_knows(
-    serve: Callable[..., Server], drawn: Path, tmp_path: Path, realm: tuple[str, rsa.RSAPrivateKey]
-) -> None:
-    studies, (uri, key) = tmp_path / "studies", realm
-    shutil.copytree(drawn / "images", studies)
-    switched_on = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": uri}
-    server = serve(studies, "--models", "amsam_isic", environment=switched_on)
-
-    def status(method: str, path: str, token: str | None) -> int:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        return requests.request(method, server.address + path, headers=headers, timeout=60).status_code
-
-    def token(signed_with: Any, algorithm: str, *roles: str, age: int = 0) -> str:
-        claims = {"preferred_username": "someone", "realm_access": {"roles": roles}, "exp": time.time() + 60 - age}
-        return jwt.encode(claims, signed_with, algorithm)
-
-    stranger = rsa.generate_private_key(65537, 2048)
-    user, forged = token(key, "RS256", "monailabel-user"), token(stranger, "RS256", "monailabel-admin")
-    image = min(path.stem for path in (drawn / "images").iterdir())
-    try:
-        assert [status("GET", "/datastore/", one) for one in (None, "rubbish", forged)] == [401, 401, 401]
-        assert status("GET", "/datastore/", token(key, "RS256", "monailabel-user", age=120)) == 401
-        assert status("GET", "/datastore/", token("x" * 32, "HS256", "monailabel-user")) == 401
-        assert status("GET", "/datastore/", user) == 200
-        assert status("POST", f"/infer/amsam_isic?image={image}&output=json", user) == 200
-        assert status("DELETE", f"/datastore/image?id={image}", user) == 403  # that takes an administrator
-    finally:
-        server.stop()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from monai.data import MetaTensor
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -140,6 +142,24 @@ def test_a_damaged_entry_is_computed_again(
     assert torch.allclose(EmbeddingCache(encoder, tmp_path).get(images), before, atol=1e-6)
     assert encoder.batches == [5, 1]
     assert entries[0].stat().st_size == len(content)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [torch.full((4, 2, 2), torch.nan), torch.ones(4, 2, 2, dtype=torch.float16), torch.ones(4), torch.ones(4, 0, 2)],
+    ids=["NaN", "16 bits", "flat", "empty"],
+)
+def test_an_entry_that_no_encoder_has_written_is_computed_again(
+    foreign: Tensor, encoder: CountingEncoder, images: Tensor, tmp_path: Path
+) -> None:
+    before = EmbeddingCache(encoder, tmp_path).get(images).clone()
+    entry = sorted(tmp_path.rglob("*.safetensors"))[0]
+    entry.unlink()  # not in place: it is mapped into memory
+    save_file({"embedding": foreign}, entry)
+    assert torch.allclose(EmbeddingCache(encoder, tmp_path).get(images), before, atol=1e-6)
+    entry.unlink()
+    os.mkfifo(entry)
+    assert torch.allclose(EmbeddingCache(encoder, tmp_path).get(images), before, atol=1e-6)
 
 
 def test_an_interrupted_write_leaves_no_entry(
