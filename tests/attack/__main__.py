@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import traceback
@@ -77,4 +78,5 @@ def _line(name: str, count: Counter[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so what was started and made is taken away
     sys.exit(main(sys.argv[1:]))
