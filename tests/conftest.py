@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -52,29 +51,9 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle like ``amsam_isic`` with random weights at 64 pixels; its base is ``base.safetensors`` in its folder."""
-    import torch
-    from safetensors.torch import save_file
+    from tests.small_bundle import write_tiny_bundle
 
-    from amsam_med.checkpoint import save_model
-    from amsam_med.detect.yolo import YoloDetector, save_detector
-    from amsam_med.model import build_amsam
-    from amsam_med.trust import trust
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("bundle") / "tiny_bundle"
-    shutil.copytree(REPOSITORY / "bundles" / "amsam_isic" / "configs", root / "configs")
-    base = build_amsam("tiny", input_size=TINY_SIZE, rank=0, calibration="none")
-    save_file(base.state_dict(), root / "base.safetensors")
-    network = build_amsam("tiny", input_size=TINY_SIZE, base_weights=root / "base.safetensors")
-    save_model(network, root / "models" / "model.pt")
-    detector = YoloDetector(input_size=TINY_SIZE, min_confidence=0)  # it has learned nothing, and is sure of nothing
-    save_detector(detector, root / "models" / "detector.safetensors")
-    for name in ("inference.yaml", "train.yaml"):
-        config = root / "configs" / name
-        text = config.read_text().replace("input_size: 256", f"input_size: {TINY_SIZE}")
-        config.write_text(text.replace("'$str(amsam_med.weights.find(@base))'", str(root / "base.safetensors")))
-    trust(root)
-    return root
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny_bundle", TINY_SIZE)
 
 
 @pytest.fixture(scope="session")

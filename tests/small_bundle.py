@@ -1,4 +1,4 @@
-"""A whole inference bundle of random weights at 64 px, and pictures for it; no detector to load."""
+"""Bundles of random weights at 64 px, with and without a detector to load, and pictures for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from amsam_med.boxes import Detections, box_from_mask, full_image_box
@@ -51,6 +52,26 @@ def write_small_bundle(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         save_model(build_amsam("tiny", input_size=INPUT_SIZE), folder / "models" / "model.pt")
     return folder
+
+
+def write_tiny_bundle(root: Path, input_size: int = INPUT_SIZE) -> Path:
+    """A whole bundle like ``amsam_isic``, with a detector that has learned nothing; its base lies in its folder."""
+    from amsam_med.detect.yolo import YoloDetector, save_detector  # here: it takes a second
+
+    torch.manual_seed(0)
+    shutil.copytree(_CONFIGS, root / "configs")
+    base = build_amsam("tiny", input_size=input_size, rank=0, calibration="none")
+    save_file(base.state_dict(), root / "base.safetensors")
+    network = build_amsam("tiny", input_size=input_size, base_weights=root / "base.safetensors")
+    save_model(network, root / "models" / "model.pt")
+    detector = YoloDetector(input_size=input_size, min_confidence=0)  # it is sure of nothing
+    save_detector(detector, root / "models" / "detector.safetensors")
+    for name in ("inference.yaml", "train.yaml"):
+        config = root / "configs" / name
+        text = config.read_text().replace("input_size: 256", f"input_size: {input_size}")
+        config.write_text(text.replace("'$str(amsam_med.weights.find(@base))'", str(root / "base.safetensors")))
+    trust(root)
+    return root
 
 
 def write_picture(path: Path, shade: int = 30, size: tuple[int, int] = (80, 48)) -> Path:
