@@ -43,10 +43,10 @@ from amsam_med.data.dicomweb import DicomWeb as DicomWeb  # a public name of thi
 from amsam_med.data.dicomweb import split_address
 from amsam_med.data.identifiers import without_identifiers
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
-from amsam_med.data.scratch import MORE_ROOM, scratch_folder
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.records import Named
+from amsam_med.scratch import MORE_ROOM, scratch_folder
 
 ZIP_SUFFIX = ".zip"
 DICOMWEB = "dicomweb:"

@@ -17,10 +17,10 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pydantic import Field, StringConstraints
 
-from amsam_med.data.scratch import MORE_ROOM, scratch_folder
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import AmsamError, DataError, MissingExtraError
 from amsam_med.schema import Record, checked
+from amsam_med.scratch import MORE_ROOM, scratch_folder
 
 INSTANCE_LIMIT = 2 << 30
 """The largest instance that is fetched, in bytes."""
