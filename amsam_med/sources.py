@@ -154,7 +154,7 @@ class Inputs:
     def __len__(self) -> int:
         """How many there are."""
         table = "files" if self._is_prepared else "found"
-        return int(self._files.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+        return int(self._files.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  # one of our own tables' names
 
     def __iter__(self) -> Iterator[InputFile]:
         """One after another, by what they are called."""
@@ -163,7 +163,7 @@ class Inputs:
         return self._in("files")
 
     def _in(self, table: str) -> Iterator[InputFile]:
-        for row in self._files.execute(f"SELECT * FROM {table} ORDER BY file, rowid"):
+        for row in self._files.execute(f"SELECT * FROM {table} ORDER BY file, rowid"):  # noqa: S608  # one of our own tables' names
             yield InputFile._make(map(_as_text, row))
 
     def _insert(self, statement: str, files: Iterable[InputFile]) -> None:
@@ -242,7 +242,7 @@ class Inputs:
         """Whether a name is in use that pictures of a file of this one would get."""
         ends = _as_stored(f"{key}_0"), _as_stored(f"{key}_:")  # ":" follows "9"
         for table in ("taken", "recorded"):
-            found = self._files.execute(f"SELECT key FROM {table} WHERE key >= ? AND key < ?", ends)
+            found = self._files.execute(f"SELECT key FROM {table} WHERE key >= ? AND key < ?", ends)  # noqa: S608  # one of our own tables' names
             if any(_NUMBERED.fullmatch(text) and text.rpartition("_")[0] == key for (text,) in _texts(found)):
                 return True
         return False
