@@ -163,7 +163,7 @@ class ImageFile:
 def open_image(path: FilePath, slice_axis: SliceAxis = "auto", window: Window | None = None) -> ImageFile:
     """Open any supported file, to read its pictures one by one.
 
-    Only the header is read, except that a deflated DICOM file is unpacked onto disk.
+    Only the header is read. Compressed files are unpacked onto disk when the first picture is asked for.
 
     Args:
         path: The file.
