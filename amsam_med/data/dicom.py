@@ -62,7 +62,7 @@ _PIXEL_ATTRIBUTES = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "PixelSpacing"),
     *("ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "BurnedInAnnotation"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _PALETTE_COLOURS),
     *(f"{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
@@ -123,6 +123,11 @@ class DicomFile:
         """Delete the unpacked copy."""
         if self._copy is not None:
             self._copy.close()
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether the file says that text is burned into its pixels."""
+        return str(self._dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
 
     def size(self, index: int) -> Size:
         """(height, width) of every frame."""
