@@ -7,6 +7,7 @@ Animations are refused. Pages that nothing but damage or malice would have are r
 from __future__ import annotations
 
 import io
+import math
 import struct
 from typing import IO
 
@@ -30,6 +31,7 @@ _TIFF_TAG_LIMIT = 500_000  # of all pages
 _EXIF_LIMIT = 128 << 10  # bytes; its tags may all point at the same data, and are all read
 _SCAN = b"\xff\xda"  # begins a scan and occurs nowhere in its data
 _BLOCK = 1 << 20
+_BAND_PIXELS = 1 << 20  # that are brought to 8 bits or to RGB at once
 
 
 class PictureFile:
@@ -76,13 +78,12 @@ class PictureFile:
             DataError: It is grey without a known white, and no window was given.
         """
         picture = self.upright(index)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            return np.repeat(_eight_bits(np.asarray(picture), self._window)[..., None], 3, axis=-1)
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            on_black = PIL.Image.new("RGBA", layer.size, (0, 0, 0, 255))
-            picture = PIL.Image.alpha_composite(on_black, layer)
-        return np.asarray(picture.convert("RGB"))
+        colours = np.empty((picture.height, picture.width, 3), np.uint8)
+        rows = max(1, _BAND_PIXELS // picture.width)
+        for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
+            bottom = min(top + rows, picture.height)
+            colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), self._window)
+        return colours
 
     def upright(self, index: int) -> PIL.Image.Image:
         """A page in its own mode, turned as its EXIF says; it changes with the next call."""
@@ -101,20 +102,36 @@ class PictureFile:
         return 1
 
 
+def _colours(picture: PIL.Image.Image, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """A picture as ``(H, W, 3)``, or ``(H, W, 1)`` where it is grey of more than 8 bits."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(picture), window)[..., None]
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        on_black = PIL.Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        picture = PIL.Image.alpha_composite(on_black, layer)
+    return np.asarray(picture.convert("RGB"))
+
+
 def to_uint8(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
     """Map ``low..high`` of an array of any shape linearly to 0..255, cutting off what lies outside.
 
     What is not finite becomes 0. If ``low`` is ``high``, everything does.
     """
+    shown = np.zeros(values.shape, np.uint8)
     if high == low:
-        return np.zeros(values.shape, np.uint8)
-    with np.errstate(all="ignore"):
-        shares = (values.astype(np.float64) - low) / (high - low)
-        if values.dtype.kind == "f":
-            shares[~np.isfinite(values)] = 0
-        shares = np.nan_to_num(shares, copy=False).clip(0, 1)
-    rounded: NDArray[np.uint8] = np.rint(255 * shares).astype(np.uint8)
-    return rounded
+        return shown
+    per_row = max(math.prod(values.shape[1:]), 1)
+    rows = max(1, _BAND_PIXELS // per_row)
+    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes a pixel, several times over
+        band = values[top : top + rows]
+        with np.errstate(all="ignore"):
+            shares = (band.astype(np.float64) - low) / (high - low)
+            if values.dtype.kind == "f":
+                shares[~np.isfinite(band)] = 0
+            shares = np.nan_to_num(shares, copy=False).clip(0, 1)
+        shown[top : top + rows] = np.rint(255 * shares)
+    return shown
 
 
 def window_range(window: tuple[float, float]) -> tuple[float, float]:
