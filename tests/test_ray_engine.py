@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from amsam_med import ray_engine
 from amsam_med.errors import ConfigError, MissingExtraError
@@ -78,12 +79,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, one of them dark, some in an archive; and a file that is broken."""
     folder = tmp_path_factory.mktemp("in") / "photos"
-    for number in range(PICTURES - 2):
+    for number in range(PICTURES - 3):
         write_picture(folder / "sub" / f"{number}.png", DARK if number == 3 else 20 + number)
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         for number in range(2):
             archive.write(write_picture(folder.parent / f"{number}.png", 50 + number), f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"half")
+    pages = [Image.new("RGB", (20, 30), colour) for colour in ("white", "grey", "black")]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     return folder
 
 
@@ -125,7 +128,7 @@ def results_of(output: Path) -> dict[str, bytes]:
 def assert_same(output: Path, local: Path) -> None:
     assert rows_of(output) == rows_of(local)
     assert results_of(output) == results_of(local)
-    assert len(results_of(local)) == 2 * PICTURES
+    assert len(results_of(local)) == 2 * (PICTURES + 2)  # three pages in one
 
 
 def at_first_outcome(action: Callable[[], None]) -> Callable[[Step], None]:
