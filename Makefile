@@ -2,6 +2,7 @@
 # make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none)
 # make label-env    install the MONAI Label server into an environment of its own, .venv-label
 # make test-label   its tests, with real clients
+# make attack   bad and odd input by the hundred, all of it: tried, held, failed
 # make check    what CI checks without running the code: lint, format, types, the import floors, known vulnerabilities
 # make format   let ruff mend what it can
 # make clean    remove caches, builds and demo/ (the environment stays: rm -rf .venv)
@@ -12,7 +13,7 @@ LABEL  := .venv-label
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test label-env test-label check format clean
+.PHONY: help demo test attack label-env test-label check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -28,6 +29,10 @@ label-env: $(LABEL)/.installed
 # One thread of torch a process: server, training and tests run side by side.
 test-label: $(LABEL)/.installed
 	OMP_NUM_THREADS=1 $(LABEL)/bin/python -m pytest tests/label
+
+# One thread of torch a process: a case is small, and the processes are many.
+attack: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,16 +1,8 @@
-"""What one process holds alone: an output, or a folder of temporary files that goes with it.
-
-Both rest on locks of open files, which the system lets go of when a process ends, however it ends.
-"""
+"""An output that one process holds alone, by the lock of an open file: the system lets go of it when a process ends."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import stat
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -18,9 +10,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from amsam_med.errors import ConfigError
-
-_YOUNG_S = 60.0
-"""Age up to which a temporary folder may be one whose maker has not locked it yet."""
 
 
 @contextmanager
@@ -64,31 +53,8 @@ def sweep_unfinished(file: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-@contextmanager
-def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A folder for temporary files that is gone after the block; that of a killed process goes with the next call.
-
-    Args:
-        prefix: Start of its name, which tells whose it is.
-    """
-    _sweep(prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder, FileLock(Path(folder) / ".lock", blocking=False):
-        yield Path(folder)
-
-
 def _locked(lock: Path, what: str) -> AbstractContextManager[object]:
     try:
         return FileLock(lock, blocking=False).acquire()
     except Timeout:
         raise ConfigError(f"another process is writing {what}; wait until it is done, or give another output") from None
-
-
-def _sweep(prefix: str) -> None:
-    """Remove this user's folders of that prefix which nobody holds."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with suppress(OSError, Timeout):
-            facts = folder.lstat()  # a link of that name is none of ours
-            is_own = stat.S_ISDIR(facts.st_mode) and (not hasattr(os, "geteuid") or facts.st_uid == os.geteuid())
-            if is_own and time.time() - facts.st_mtime > _YOUNG_S:
-                with FileLock(folder / ".lock", blocking=False):
-                    shutil.rmtree(folder, ignore_errors=True)

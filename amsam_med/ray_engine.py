@@ -223,7 +223,7 @@ class _Feed:
         told = {"setup": self._setup, "board": self._board}
         work: Any = _work  # Ray's type of it leaves out the further arguments
         for row in data.map(work, fn_kwargs=told, **self._resources).iter_rows():
-            yield pickle.loads(row["report"])
+            yield pickle.loads(row["report"])  # noqa: S301  # what this run's own processes pickled
 
 
 def _work(row: dict[str, Any], setup: _Setup, board: Any) -> dict[str, bytes]:
@@ -231,7 +231,7 @@ def _work(row: dict[str, Any], setup: _Setup, board: Any) -> dict[str, bytes]:
     import ray
 
     attempt, is_stopped = ray.get(board.begin.remote(row["task"]))
-    entries = {} if is_stopped or attempt > setup.attempts else dict(pickle.loads(row["entries"]))
+    entries = {} if is_stopped or attempt > setup.attempts else dict(pickle.loads(row["entries"]))  # noqa: S301  # what this run's own processes pickled
     outcomes: list[Outcome] = []
     report = _Report(outcomes)
     try:
@@ -407,7 +407,7 @@ def _own_cpus() -> int:
 @contextmanager
 def _session_folder() -> Iterator[str]:
     """Where Ray's sockets and logs lie; the path of a socket may have about 100 characters."""
-    folder = tempfile.mkdtemp(prefix="amsam-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    folder = tempfile.mkdtemp(prefix="amsam-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)  # noqa: S108  # mkdtemp makes the folder, for this user alone
     try:
         yield folder
     finally:

@@ -6,6 +6,7 @@ print says the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import NamedTuple, TypeAlias
@@ -170,5 +171,7 @@ def _quieten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: FilePath) -> None:
-    with atomic_path(path) as lent:
+    with atomic_path(path) as lent, warnings.catch_warnings():
+        # The name of an image may hold signs that the font has not; it draws boxes for them.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(lent, dpi=DOTS_PER_INCH)

@@ -40,7 +40,6 @@ from amsam_med import __version__, weights
 from amsam_med.bundle import BundleParser, model_overrides, open_bundle, shipped_bundles
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
-from amsam_med.data.scratch import sweep_scratch
 from amsam_med.data.tables import visible
 from amsam_med.data.writers import FORMATS, Labels
 from amsam_med.errors import ConfigError, MissingExtraError
@@ -48,6 +47,7 @@ from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
 from amsam_med.ray_engine import RayStages, connected
 from amsam_med.records import JOURNAL, Earlier, Records, read_run
+from amsam_med.scratch import sweep_scratch
 from amsam_med.sources import InputFile, Inputs, list_inputs
 from amsam_med.stages import Outcome, Reading, Stages
 from amsam_med.views import ViewKind

@@ -43,10 +43,10 @@ from amsam_med.data.dicomweb import DicomWeb as DicomWeb  # a public name of thi
 from amsam_med.data.dicomweb import split_address
 from amsam_med.data.identifiers import without_identifiers
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
-from amsam_med.data.scratch import MORE_ROOM, scratch_folder
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.records import Named
+from amsam_med.scratch import MORE_ROOM, scratch_folder
 
 ZIP_SUFFIX = ".zip"
 DICOMWEB = "dicomweb:"
@@ -101,6 +101,7 @@ class Inputs:
 
     def __init__(self, found: Iterable[InputFile], keeps_identifiers: bool = False) -> None:
         self._keeps_identifiers, self._is_prepared = keeps_identifiers, False
+        self._secret: bytes | None = None
         self._files = sqlite3.connect("", check_same_thread=False)  # SQLite's own temporary file
         self._files.execute("CREATE TABLE found (kind, place, member, file, name, error, UNIQUE (kind, place, member))")
         self._files.execute("CREATE TABLE files (kind, place, member, file, name, error)")
@@ -119,6 +120,7 @@ class Inputs:
         Raises:
             ConfigError: The system's temporary folder has no room.
         """
+        self._secret = secret
         with _room_for_list():
             rows = ([_as_stored(_key(one.name)), *map(_as_stored, one[:2]), one.is_numbered] for one in recorded)
             self._files.executemany("INSERT OR REPLACE INTO recorded VALUES (?, ?, ?, ?)", rows)
@@ -142,19 +144,19 @@ class Inputs:
         if self._keeps_identifiers:
             return word
         if word.startswith(DICOMWEB):
-            return _shown_address(word)
+            return _shown_address(word, has_uids=self._secret is None)
         parts = PurePosixPath(Path(word).as_posix()).parts
         word = self._with_replaced(parts) if parts else word
         telling = self._files.execute("SELECT path, part FROM replaced LIMIT ?", (_TELLING_WORDS,))
         for path, part in telling:
             name = PurePosixPath(_as_text(path))
             word = word.replace(name.name, _as_text(part)).replace(name.stem, _as_text(part))
-        return word
+        return word if self._secret is None else _text_without_uids(word, self._secret)
 
     def __len__(self) -> int:
         """How many there are."""
         table = "files" if self._is_prepared else "found"
-        return int(self._files.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+        return int(self._files.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  # one of our own tables' names
 
     def __iter__(self) -> Iterator[InputFile]:
         """One after another, by what they are called."""
@@ -163,7 +165,7 @@ class Inputs:
         return self._in("files")
 
     def _in(self, table: str) -> Iterator[InputFile]:
-        for row in self._files.execute(f"SELECT * FROM {table} ORDER BY file, rowid"):
+        for row in self._files.execute(f"SELECT * FROM {table} ORDER BY file, rowid"):  # noqa: S608  # one of our own tables' names
             yield InputFile._make(map(_as_text, row))
 
     def _insert(self, statement: str, files: Iterable[InputFile]) -> None:
@@ -242,7 +244,7 @@ class Inputs:
         """Whether a name is in use that pictures of a file of this one would get."""
         ends = _as_stored(f"{key}_0"), _as_stored(f"{key}_:")  # ":" follows "9"
         for table in ("taken", "recorded"):
-            found = self._files.execute(f"SELECT key FROM {table} WHERE key >= ? AND key < ?", ends)
+            found = self._files.execute(f"SELECT key FROM {table} WHERE key >= ? AND key < ?", ends)  # noqa: S608  # one of our own tables' names
             if any(_NUMBERED.fullmatch(text) and text.rpartition("_")[0] == key for (text,) in _texts(found)):
                 return True
         return False
@@ -517,13 +519,14 @@ def _instances(given: str) -> Iterator[InputFile]:
         yield InputFile("dicomweb", server.address, member, label, member)
 
 
-def _shown_address(given: str) -> str:
-    """An address without what was asked of a patient; UIDs and kinds of images stay."""
+def _shown_address(given: str, has_uids: bool) -> str:
+    """An address without what was asked of a patient; UIDs, if they may be seen, and kinds of images stay."""
     try:
         url = urlsplit(given.removeprefix(DICOMWEB))
     except ValueError:
         return DICOMWEB
-    kept = ("Modality", "ModalitiesInStudy", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    kept: tuple[str, ...] = ("Modality", "ModalitiesInStudy")
+    kept += ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if has_uids else ()
     query = "&".join(f"{name}={value if name in kept else '...'}" for name, value in parse_qsl(url.query))
     return DICOMWEB + urlunsplit((url.scheme, url.netloc, url.path, query, ""))
 
@@ -564,20 +567,21 @@ def _may_hold_several(kind: str, place: str, member: str) -> bool:
 
 def _without_uids(file: InputFile, secret: bytes) -> InputFile:
     """A file in whose paths there is no UID, and no digest of one that could be reckoned without the secret."""
-
-    def digest(found: str) -> str:
-        return hmac.new(secret, found.encode("utf-8", errors="surrogateescape"), "sha256").hexdigest()[:10]
-
     if file.kind == "dicomweb":
         kinds, uids = ("study", "series", "image"), file.member.split("/")
-        name = "/".join(f"{kind}-{digest(uid)}" for kind, uid in zip(kinds, uids, strict=True))
+        name = "/".join(f"{kind}-{_keyed(uid, secret)}" for kind, uid in zip(kinds, uids, strict=True))
         return file._replace(file=f"{file.place}/{name}", name=name)
+    shown, name, error = (_text_without_uids(text, secret) for text in (file.file, file.name, file.error))
+    return file._replace(file=shown, name=name, error=error)
 
-    def clean(text: str) -> str:
-        text = _DIGEST.sub(lambda found: f"{found[1]}-{digest(found[2])}", text)
-        return _UID.sub(lambda found: f"uid-{digest(found[0])}", text)
 
-    return file._replace(file=clean(file.file), name=clean(file.name), error=clean(file.error))
+def _text_without_uids(text: str, secret: bytes) -> str:
+    text = _DIGEST.sub(lambda found: f"{found[1]}-{_keyed(found[2], secret)}", text)
+    return _UID.sub(lambda found: f"uid-{_keyed(found[0], secret)}", text)
+
+
+def _keyed(uid: str, secret: bytes) -> str:
+    return hmac.new(secret, uid.encode("utf-8", errors="surrogateescape"), "sha256").hexdigest()[:10]
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, 
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import NOT_FOUND, PromptInferer
 from amsam_med.keys import Keys
+from amsam_med.machine import is_out_of_memory
 from amsam_med.measure import measure
 from amsam_med.model import AmSam
 from amsam_med.records import Earlier, FileFlag, Part, Picture, Row, is_inside
@@ -237,7 +238,7 @@ class Stages:
         try:
             found = self._inferer.predict(images, self._network)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise ConfigError(
                 f"{self.device} has too little memory for batches of {self._batch_size} images; "
@@ -400,8 +401,11 @@ class _File:
 
     def flags(self) -> tuple[str, ...]:
         """Why all pictures of the file deserve a look; mostly none."""
-        damage, is_annotated = (getattr(self._image, name, None) for name in ("damage", "is_annotated"))
-        found = {FileFlag.DAMAGED: bool(damage), FileFlag.BURNED_IN: bool(is_annotated)}
+        damage = getattr(self._image, "damage", "")  # known once a picture is decoded, of formats that tell
+        found = {
+            FileFlag.DAMAGED: bool(damage),
+            FileFlag.BURNED_IN: self._image is not None and self._image.is_annotated,
+        }
         return tuple(flag.value for flag, is_so in found.items() if is_so)
 
     def pixel_count(self, index: int) -> int:
@@ -599,7 +603,7 @@ def _faults_of(work: _File | _Job, output: Path | None = None) -> Iterator[None]
                 "command does the rest"
             ) from None
         file = work if isinstance(work, _File) else work.file
-        if _is_out_of_memory(error) and not isinstance(error, MemoryError):
+        if is_out_of_memory(error) and not isinstance(error, MemoryError):
             error = MemoryError()
         # Readers name the file as it lies on disk, which may be by a patient's name.
         work.error = _reason(error).replace(file.name_on_disk, Path(file.given.file).name)
@@ -634,14 +638,6 @@ def _in_order(
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was too little, on whichever device."""
-    words = ("allocate memory", "not enough memory", "CUDA out of memory")  # torch's allocator of the CPU has no class
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
 
 
 def _is_mask_of(packed: bytes, row: Row) -> bool:

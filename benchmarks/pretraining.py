@@ -138,7 +138,7 @@ def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> 
         command = [sys.executable, "-m", "pipelines.pretrain", "--data", str(data), "-o", str(folder), "--cpu-time"]
         command += ["--minutes", str(minutes), "--input-size", str(INPUT_SIZE), "--validate-every", "1000000", *options]
         with (folder / "log.txt").open("a") as output:
-            subprocess.run(command, check=True, stdout=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            subprocess.run(command, check=True, stdout=output, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603  # a fixed list of words, no shell
     last = json.loads(log.read_text().splitlines()[-1])
     scores = [score for by_question in last["dice"].values() for score in by_question.items()]
     none = [dice["none"] for question, dice in scores if question == "whole"]

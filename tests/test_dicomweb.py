@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,11 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> SegmentOptions:
     bundle = write_small_bundle(tmp_path_factory.mktemp("bundles") / "small")
     formats, parts = ("png", "dicom-seg", "dicom-sr"), {"detector": DarkObjectDetector()}
     return SegmentOptions(str(bundle), formats=formats, device="cpu", overrides=parts)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def rows_of(output: Path) -> list[dict[str, str]]:
@@ -97,6 +104,35 @@ def test_deidentified_results_do_not_tell_the_patient(tmp_path: Path, options: S
     studies = {pydicom.dcmread(file).StudyInstanceUID for file in files}
     assert len(studies) == 1
     assert "1.2.3" not in studies
+
+
+def test_a_deidentified_run_has_no_name_and_no_uid_in_any_of_its_files(tmp_path: Path, options: SegmentOptions) -> None:
+    source = write_source(tmp_path / "x.dcm", "dermoscopic", StudyInstanceUID="1.2.840.99.1")
+    image = pydicom.dcmread(source)
+    named = tmp_path / "Doe_Jane" / f"{image.SOPInstanceUID}.dcm"
+    named.parent.mkdir()
+    source.rename(named)
+    with zipfile.ZipFile(tmp_path / "Quimby.zip", "w") as archive:
+        archive.write(named, f"1.2.840.99.1/{PATIENT['PatientID']}.dcm")
+    both = [named.parent, tmp_path / "Quimby.zip"]
+    assert segment(both, tmp_path / "out", replace(options, deidentifies=True)).done == 2
+    told = [image.SOPInstanceUID, image.StudyInstanceUID, "Doe", "Quimby", PATIENT["PatientID"]]
+    told += [hashlib.sha256(uid.encode()).hexdigest()[:10] for uid in told[:2]]
+    for path in (tmp_path / "out").rglob("*"):
+        kept = path.relative_to(tmp_path).as_posix().encode() + (path.read_bytes() if path.is_file() else b"")
+        assert not [word for word in told if word.encode() in kept], path
+
+
+@pytest.mark.parametrize(("word", "is_flagged"), [("YES", True), ("NO", False), ("", False)])
+def test_text_that_is_burned_into_an_image_is_flagged(
+    word: str, is_flagged: bool, tmp_path: Path, options: SegmentOptions
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_source(tmp_path / "in" / "1.dcm", "true color, 3 frames", BurnedInAnnotation=word)
+    summary = segment([tmp_path / "in"], tmp_path / "out", replace(options, deidentifies=True))
+    flags = {"burned-in-annotation" in row["flags"].split(";") for row in rows_of(tmp_path / "out")}
+    assert (summary.pictures, flags) == (3, {is_flagged})
+    assert ("text is burned into its pixels" in (tmp_path / "out" / "report.html").read_text()) == is_flagged
 
 
 def test_a_server_that_is_not_there_is_said_plainly(

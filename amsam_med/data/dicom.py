@@ -62,7 +62,7 @@ _PIXEL_ATTRIBUTES = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "PixelSpacing"),
     *("ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "BurnedInAnnotation"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _PALETTE_COLOURS),
     *(f"{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
@@ -97,7 +97,8 @@ class DicomFile:
     there is larger than the patient.
 
     Args:
-        file: At its start; stays open for as long as this object is used. A deflated one is unpacked.
+        file: At its start; stays open for as long as this object is used. A deflated one is unpacked when a frame is
+            asked for.
         window: Centre and width of the grey values to show, after the modality transform.
 
     Raises:
@@ -109,6 +110,7 @@ class DicomFile:
 
     def __init__(self, file: IO[bytes], window: tuple[float, float] | None = None) -> None:
         self._window = window
+        self._packed = file
         self._copy: IO[bytes] | None = None
         try:
             with without_quotes("a DICOM header that cannot be read; damaged, or no DICOM. Copy or export it again"):
@@ -121,6 +123,11 @@ class DicomFile:
         """Delete the unpacked copy."""
         if self._copy is not None:
             self._copy.close()
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether the file says that text is burned into its pixels."""
+        return str(self._dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
 
     def size(self, index: int) -> Size:
         """(height, width) of every frame."""
@@ -142,12 +149,8 @@ class DicomFile:
             return np.repeat(self._grey(stored)[..., None], 3, axis=-1)
 
     def _open(self, file: IO[bytes]) -> None:
-        self._syntax = read_syntax(file)
-        if self._syntax == DeflatedExplicitVRLittleEndian:
-            file = self._copy = unpacked(inflated(file), DEFLATED_LIMIT)
-        header = read_header(file, _WANTED, first_items=_GROUPS, syntax=self._syntax)
-        self._file = _BoundedFile(file)
-        self._dataset = header.dataset
+        header = read_header(file, _WANTED, first_items=_GROUPS)
+        self._file, self._syntax, self._dataset = _BoundedFile(file), header.syntax, header.dataset
         self._share_groups()
         self._rows, self._columns = (int(self._dataset.get(name) or 0) for name in ("Rows", "Columns"))
         if not self._rows or not self._columns:
@@ -183,8 +186,22 @@ class DicomFile:
         if pixels.tag != _PIXEL_DATA:
             raise DataError("this DICOM file holds real numbers instead of a picture. Export it with whole numbers")
         self._pixel_vr, self._start = pixels.vr, pixels.start
+        if self._syntax == DeflatedExplicitVRLittleEndian:
+            self._length = pixels.length or 0
+            return
         left = self._file.length - self._start
         self._length = left if pixels.length is None else min(pixels.length, left)
+
+    def _content(self) -> _BoundedFile:
+        """The file, or what it unpacks to."""
+        if self._syntax == DeflatedExplicitVRLittleEndian and self._copy is None:
+            end = self._start + self._length
+            if end > DEFLATED_LIMIT:
+                raise DataError(f"unpacks to {end:,} bytes, at most {DEFLATED_LIMIT:,}. Give it uncompressed")
+            read_syntax(self._packed)
+            self._copy = unpacked(inflated(self._packed), end)
+            self._file = _BoundedFile(self._copy)
+        return self._file
 
     def _refuse_absurd_count(self) -> None:
         is_encapsulated = self._syntax in AllTransferSyntaxes and self._syntax.is_encapsulated
@@ -213,18 +230,21 @@ class DicomFile:
             known = ", ".join((*COLOUR, PALETTE, *GREY))
             raise DataError(f"DICOM colours of a kind that is not known; expected one of {known}. Export it as PNG")
         options = {**as_pixel_options(self._dataset), "pixel_keyword": "PixelData", "pixel_vr": self._pixel_vr}
-        self._file.restart(self._start)
+        content = self._content()
+        content.restart(self._start)
         if self._syntax.is_encapsulated:
-            pixels, kind = self._decompressed(index, options)
+            pixels, kind = self._decompressed(content, index, options)
         else:
-            pixels, kind = _values_and_kind(get_decoder(self._syntax), cast(Any, self._file), index=index, **options)
+            pixels, kind = _values_and_kind(get_decoder(self._syntax), cast(Any, content), index=index, **options)
         if samples == 3 and kind != "RGB":
             raise DataError("DICOM colours that are not brought to RGB. Export it as PNG")
         return pixels
 
-    def _decompressed(self, index: int, options: dict[str, Any]) -> tuple[NDArray[np.generic], str]:
+    def _decompressed(
+        self, content: _BoundedFile, index: int, options: dict[str, Any]
+    ) -> tuple[NDArray[np.generic], str]:
         offsets = options.pop("extended_offsets", None)
-        coded = get_frame(cast(Any, self._file), index, extended_offsets=offsets, number_of_frames=self.count)
+        coded = get_frame(cast(Any, content), index, extended_offsets=offsets, number_of_frames=self.count)
         self._refuse_other_size(coded)
         options["number_of_frames"] = 1
         decoder = get_decoder(self._syntax)

@@ -62,7 +62,7 @@ class PixelPlace(NamedTuple):
     Attributes:
         tag: PixelData, FloatPixelData or DoubleFloatPixelData.
         vr: Value representation; "OW" where the encoding is implicit.
-        start: Of the value, in bytes from the start of the file, or of what a deflated one unpacks to.
+        start: Of the value, in bytes from the start of the file; in a deflated one, of what it unpacks to.
         length: Of the value, as the header says; None where it is undefined.
     """
 
@@ -112,17 +112,15 @@ def read_header(
     wanted: Collection[int] | None = None,
     first_items: Collection[int] = (),
     last_group: int = 0xFFFF,
-    syntax: UID | None = None,
 ) -> DicomHeader:
     """The attributes that come before the pixels.
 
     Args:
-        file: The file, seekable; or what a deflated one was unpacked to, with its ``syntax``.
+        file: The file, seekable.
         wanted: Tags of the outermost level to read, with all that is in them; None for all but private attributes and
             previews.
         first_items: Tags of sequences of which the first item is read only, however many there are.
         last_group: Attributes of higher groups are not looked for.
-        syntax: How it is encoded, where the file is at its first attribute already; None for a file at its start.
 
     Returns:
         The attributes; empty where there are none.
@@ -131,18 +129,15 @@ def read_header(
         DataError: The header is damaged, or beyond the limits of this module. The text quotes nothing of the file.
     """
     with without_quotes(_UNREADABLE):
-        meta = None
-        if syntax is None:
-            meta, syntax = _meta(file)
-            if syntax == DeflatedExplicitVRLittleEndian:
-                file = cast(IO[bytes], _Inflated(file))
+        meta, syntax = _meta(file)
+        if syntax == DeflatedExplicitVRLittleEndian:
+            file = cast(IO[bytes], _Inflated(file))
         walk = _Walk(file, is_little=syntax != ExplicitVRBigEndian)
         content, is_implicit, pixels = walk.header(syntax == ImplicitVRLittleEndian, wanted, first_items, last_group)
         dataset = _parsed(content, is_implicit, syntax != ExplicitVRBigEndian)
         if wanted is None:
             _drop_private(dataset)
-            if meta is not None:
-                dataset.file_meta = FileMetaDataset(_parsed(meta, is_implicit=False, is_little=True))
+            dataset.file_meta = FileMetaDataset(_parsed(meta, is_implicit=False, is_little=True))
         return DicomHeader(dataset, syntax, pixels)
 
 

@@ -17,10 +17,10 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pydantic import Field, StringConstraints
 
-from amsam_med.data.scratch import MORE_ROOM, scratch_folder
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import AmsamError, DataError, MissingExtraError
 from amsam_med.schema import Record, checked
+from amsam_med.scratch import MORE_ROOM, scratch_folder
 
 INSTANCE_LIMIT = 2 << 30
 """The largest instance that is fetched, in bytes."""
@@ -197,6 +197,7 @@ class DicomWeb:
                 raise DataError(f"no room for what the DICOMweb server sends. {MORE_ROOM}") from None
             answer = getattr(error, "response", None)
             what = type(error).__name__ if answer is None else f"it answers {answer.status_code} {answer.reason}"
+            what = "it does not answer in time" if answer is None and "timed out" in str(error) else what
             raise DataError(
                 f"DICOMweb server {self.address}: {visible(what)[:100]}. Check the address, that it is up, and "
                 "~/.netrc or AMSAM_DICOMWEB_TOKEN if it asks who you are"
@@ -213,8 +214,9 @@ def _bounded_session() -> Any:
         def send(self, request: requests.PreparedRequest, stream: bool = False, *args: Any, **settings: Any) -> Any:
             answer: Any = super().send(request, True, *args, **settings)
             if not stream or answer.is_redirect:  # what is streamed is bounded where it is read
-                answer._content = b"".join(_pieces(answer, _ANSWER_LIMIT))
-                answer._content_consumed = True
+                with answer:  # also where it is given up
+                    answer._content = b"".join(_pieces(answer, _ANSWER_LIMIT))
+                    answer._content_consumed = True
             return answer
 
     class OneServer(requests.Session):
@@ -249,7 +251,7 @@ def _bounded_session() -> Any:
 def _pieces(answer: Any, limit: int) -> Iterator[bytes]:
     """The body of an answer, bounded in size and time."""
     start, size = time.monotonic(), 0
-    for piece in answer.iter_content(1 << 16):
+    while piece := answer.raw.read1(1 << 16, decode_content=True):  # what is there; a whole block may never come
         size += len(piece)
         if size > limit:
             raise DataError(f"the DICOMweb server sends more than {limit:,} bytes in one answer")

@@ -74,7 +74,7 @@ def decode_by_gdcm(coded: bytes, syntax: str, options: dict[str, Any]) -> tuple[
 def _running() -> subprocess.Popen[bytes]:
     if _served.process is None or _served.process.poll() is not None:
         _stop()
-        _served.process = subprocess.Popen(
+        _served.process = subprocess.Popen(  # noqa: S603  # a fixed list of words, no shell
             [sys.executable, "-P", __file__],  # -P: this folder has modules named like others
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,7 +13,9 @@ The affine is not applied, so a slice may look turned or mirrored, but a mask of
 
 8-bit grey stays as it is. Other grey is shown in the window that was given; without one, a single picture from its
 smallest to its largest value, and a volume from its 0.5th to its 99.5th percentile, the same for all its slices. Values
-that are not finite are black. Files are memory-mapped; compressed ones are unpacked into a temporary file first.
+that are not finite are black. A slice is read when it is asked for, with some of its neighbours where they lie between
+each other in the file; compressed files are unpacked into a temporary file first. Files are not memory-mapped: one that
+is cut off while it is read would end the whole process.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, cast
+from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -33,6 +35,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
+from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import to_uint8, window_range
 from amsam_med.data.unpacking import first_bytes, unpacked
 from amsam_med.errors import DataError
@@ -46,9 +49,39 @@ Values: TypeAlias = NDArray[Any]
 
 _GZIP = b"\x1f\x8b"
 _MOST_SHRINKING = 1032  # deflate's best
-_SAMPLED = 1 << 22  # voxels that percentiles are taken of
+_SAMPLED = 1 << 22  # voxels that percentiles are taken of, and that are read at once
+_SLAB_BYTES = 8 << 20  # of slices that are read together
 _SHOWN_PERCENTILES = (0.5, 99.5)
 _MILLIMETRES = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}
+
+
+class Geometry(NamedTuple):
+    """Where the voxels of a file lie.
+
+    Attributes:
+        shape: Lengths of two or three axes.
+        affine: float64 ``(4, 4)``, from voxels to the world.
+        units: Of lengths and of time, in NIfTI's words.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    units: tuple[str, str]
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Where the voxels of a file lie; nothing else of it is read.
+
+    Raises:
+        DataError: Its header is damaged.
+    """
+    with open_regular(path) as file:
+        header = NiftiFile(file)._header
+    try:
+        affine, units = header.get_best_affine(), header.get_xyzt_units()
+    except Exception:  # what nibabel raises depends on what is damaged
+        raise DataError(f"{path.name}: a NIfTI header without a sensible orientation. Export it again") from None
+    return Geometry(tuple(header.get_data_shape()[:3]), affine, units)
 
 
 def is_nifti(path: Path) -> bool:
@@ -89,11 +122,10 @@ class NiftiFile:
         self._window = window
         self._shown_range: tuple[float, float] | None = None
         self._copy: IO[bytes] | None = None
-        self._voxels: Values | None = None
+        self._slab: tuple[range, Values] = range(0), np.empty(0)
 
     def close(self) -> None:
         """Delete the unpacked copy."""
-        self._voxels = None
         if self._copy is not None:
             self._copy.close()
 
@@ -125,7 +157,7 @@ class NiftiFile:
         Raises:
             DataError: The file is cut off.
         """
-        return self._scaled(self._stored().take(index, axis=self._axis).swapaxes(0, 1))
+        return self._scaled(self._stored_slice(index).swapaxes(0, 1))
 
     def _read_header(self) -> Any:
         self._file.seek(0)
@@ -162,20 +194,63 @@ class NiftiFile:
             return None
         return down * unit, across * unit
 
-    def _stored(self) -> Values:
-        """All voxels ``(X, Y, Z)`` or ``(X, Y, Z, 3)`` as stored, on disk."""
-        if self._voxels is None:
-            source = self._unpacked() if self._is_packed else self._file
-            voxels: Values = np.memmap(source, self._dtype, "r", self._offset, self._stored_shape, "F")
-            self._voxels = voxels.reshape((*self._shape, 3) if self._has_colour_axis else self._shape, order="F")
-        return self._voxels
+    def _stored_slice(self, index: int) -> Values:
+        """A slice as stored: ``(X, Y)``, ``(X, Z)`` or ``(Y, Z)``, colours last."""
+        x, y, _ = self._shape
+        if self._has_colour_axis:
+            return self._read(0, 3 * x * y).reshape((x, y, 3), order="F")
+        if self._axis == 2:
+            return self._read(index * x * y, x * y).reshape((x, y), order="F")
+        indices, slab = self._slab
+        if index not in indices:
+            self._slab = range(0), slab[:0]  # the old one makes room for the new one
+            indices, slab = self._slab = self._slab_from(index)
+        return slab[:, indices.index(index)] if self._axis == 1 else slab[indices.index(index)]
 
-    def _unpacked(self) -> IO[bytes]:
+    def _slab_from(self, index: int) -> tuple[range, Values]:
+        """Neighbouring slices along the first or the second axis: ``(x, Y, Z)`` or ``(X, y, Z)``.
+
+        They lie between each other in the file, and each alone would take as long to read as all together.
+        """
+        x, y, z = self._shape
+        most = max(1, _SLAB_BYTES * self.count // (self._dtype.itemsize * x * y * z))
+        indices = range(index, min(index + most, self.count))
+        if self._axis == 1:
+            slab = np.empty((x, len(indices), z), self._dtype, order="F")
+            for plane in range(z):
+                rows = self._read((plane * y + indices.start) * x, x * len(indices))
+                slab[..., plane] = rows.reshape((x, len(indices)), order="F")
+            return indices, slab
+        slab = np.empty((len(indices), y * z), self._dtype, order="F")
+        at_once = _SLAB_BYTES // (self._dtype.itemsize * x)
+        if at_once == 0:  # rows so long that reading them whole would be most of the work
+            for row in range(y * z):
+                slab[:, row] = self._read(row * x + index, len(indices))
+        else:
+            for row in range(0, y * z, at_once):
+                part = slab[:, row : row + at_once]
+                whole = self._read(row * x, x * part.shape[1]).reshape((x, part.shape[1]), order="F")
+                part[:] = whole[indices.start : indices.stop]
+        return indices, slab.reshape((len(indices), y, z), order="F")
+
+    def _read(self, first: int, count: int) -> Values:
+        """Voxels that follow each other in the file."""
+        if self._is_packed and self._copy is None:
+            self._unpack()
+        voxels: Values = np.empty(count, self._dtype)
+        source = self._copy or self._file
+        source.seek(self._offset + first * self._dtype.itemsize)
+        if cast(io.BufferedReader, source).readinto(voxels.view(np.uint8).data) < voxels.nbytes:
+            raise DataError("it was cut off since it was opened. Copy or export it again")
+        return voxels
+
+    def _unpack(self) -> None:
         self._file.seek(0)
-        with gzip.open(self._file) as content:
-            self._copy = unpacked(first_bytes(cast(IO[bytes], content), self._end), self._end)
+        with ExitStack() as undo, gzip.open(self._file) as content:
+            copy = undo.enter_context(unpacked(first_bytes(cast(IO[bytes], content), self._end), self._end))
             content.read(1)  # the end of a file brings its checksum
-        return self._copy
+            undo.pop_all()
+        self._copy = copy
 
     def _scaled(self, stored: Values) -> Values:
         if stored.dtype.names:  # RGB24: a record of three bytes a pixel
@@ -188,17 +263,22 @@ class NiftiFile:
         """The values of black and white; the same along every axis."""
         if self.count == 1:
             return _limits([self.values(0)])
-        stored = self._stored().reshape(-1, order="F")
-        step = math.ceil(stored.size / _SAMPLED)
+        size = math.prod(self._shape)
+        step = math.ceil(size / _SAMPLED)
         while math.gcd(step, self._shape[0]) > 1:  # else every sample might lie in the same column
             step += 1
-        sample = _finite(self._scaled(stored[::step]))
+        sample = _finite(np.concatenate([self._scaled(block[-at % step :: step]) for at, block in self._blocks()]))
         if sample.size:
             low, high = np.percentile(sample, _SHOWN_PERCENTILES)
             if low < high:
                 return float(low), float(high)
         # nearly all one value, for example a mask
-        return _limits(self._scaled(stored[at : at + _SAMPLED]) for at in range(0, stored.size, _SAMPLED))
+        return _limits(self._scaled(block) for _, block in self._blocks())
+
+    def _blocks(self) -> Iterator[tuple[int, Values]]:
+        """All voxels, and where each block of them begins."""
+        size = math.prod(self._shape)
+        return ((at, self._read(at, min(_SAMPLED, size - at))) for at in range(0, size, _SAMPLED))
 
 
 def _may_contain(kind: Any, block: bytes) -> bool:

@@ -79,6 +79,7 @@ class ImageFile:
         part: What one of them is called: ``"frame"``, ``"page"``, ``"slice"``.
         spacing_mm: Distance in mm of neighbouring pixels (down a column, along a row), in the patient; None where the
             file does not say it, as with photographs.
+        is_annotated: Whether the file says that text is burned into its pixels: perhaps the patient's name.
     """
 
     def __init__(self, path: Path, slice_axis: SliceAxis, window: Window | None) -> None:
@@ -92,6 +93,7 @@ class ImageFile:
                 raise
         self.format, self.count, self.part = self._source.format, self._source.count, self._source.part
         self.spacing_mm: tuple[float, float] | None = self._source.spacing_mm
+        self.is_annotated = isinstance(self._source, DicomFile) and self._source.is_annotated
 
     def size(self, index: int = 0) -> Size:
         """(height, width) of a picture as :meth:`pixels` will show it, from its header alone.
@@ -163,7 +165,7 @@ class ImageFile:
 def open_image(path: FilePath, slice_axis: SliceAxis = "auto", window: Window | None = None) -> ImageFile:
     """Open any supported file, to read its pictures one by one.
 
-    Only the header is read, except that a deflated DICOM file is unpacked onto disk.
+    Only the header is read. Compressed files are unpacked onto disk when the first picture is asked for.
 
     Args:
         path: The file.

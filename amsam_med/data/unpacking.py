@@ -1,39 +1,143 @@
-"""Compressed files, unpacked onto disk instead of into memory, and only up to a limit."""
+"""Compressed files, unpacked onto disk instead of into memory, and only as far as they are needed.
+
+All copies that lie there at one time share a limit, whatever thread made them: who needs room waits until others are
+closed. As nobody knows whether those wait for the one who waits, nobody waits for ever.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 from amsam_med.errors import DataError
 
+TOGETHER_LIMIT = 2 << 30
+"""Bytes that copies may have together; one that is larger waits until it is alone."""
+STALLED_LIMIT = 8 << 30
+"""Bytes that copies may have together where waiting has led to nothing."""
+STALL_SECONDS = 20.0
+"""How long nothing must have been closed before one who waits goes on."""
+
 _BLOCK = 1 << 16  # bytes
 _MOST_INFLATED = 1 << 20  # bytes at once; deflate turns one into a thousand at most
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def unpacked(blocks: Iterable[bytes], limit: int) -> IO[bytes]:
-    """A temporary file that holds ``blocks``, at its start; it has no name and is gone when it is closed.
+class _Room:
+    """What the copies of this process hold on disk."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._changed = threading.Condition()
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Wait for room.
+
+        Raises:
+            DataError: There is none, and will be none.
+        """
+        with self._changed:
+            while self.held and self.held + size > TOGETHER_LIMIT:
+                if self._changed.wait(STALL_SECONDS):
+                    continue
+                if self.held + size > STALLED_LIMIT:
+                    raise DataError(
+                        f"unpacks to {size:,} bytes while other files hold {self.held:,} unpacked, at most "
+                        f"{STALLED_LIMIT:,} together. Close some first, or give it uncompressed"
+                    )
+                break
+            self.held += size
+
+    def give_back(self, size: int) -> None:
+        with self._changed:
+            self.held = max(self.held - size, 0)  # after a fork, copies of the parent are closed, too
+            self._changed.notify_all()
+
+
+_room = _Room()
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Room for an unpacked copy of so many bytes on the temporary disk, until the block ends.
+
+    Raises:
+        DataError: Other copies hold all there is, and are not closed.
+    """
+    _room.take(size)
+    try:
+        yield
+    finally:
+        _room.give_back(size)
+
+
+def unpacked(blocks: Iterable[bytes], size: int) -> IO[bytes]:
+    """A temporary file that holds the first bytes of ``blocks``, at its start; it is gone when it is closed.
 
     Args:
         blocks: What is unpacked, piece by piece.
-        limit: The most bytes that are taken.
+        size: The most bytes that are taken; for so many, there must be room.
 
     Raises:
-        DataError: There is more.
+        DataError: There is no room.
     """
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    file = _Copy(size)
     try:
+        left = size
         for block in blocks:
-            if file.tell() + len(block) > limit:
-                raise DataError(f"unpacks to more than {limit:,} bytes. Give it uncompressed if it is right")
-            file.write(block)
+            file.write(block[:left])
+            left -= min(len(block), left)
+            if not left:
+                break
         file.seek(0)
-    except BaseException:
-        file.close()
+    except BaseException as error:
+        file.abandon()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise DataError(
+                "no room to unpack it. Make room in the system's temporary folder, or name another one in the "
+                "environment variable TMPDIR"
+            ) from None
         raise
     return file
+
+
+class _Copy(io.BufferedRandom):
+    """A temporary file without a name that gives its room back when it is closed."""
+
+    def __init__(self, size: int) -> None:
+        self._size = 0
+        raw: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with this object)
+        super().__init__(raw)
+        try:
+            _room.take(size)
+        except BaseException:
+            self.close()
+            raise
+        self._size = size
+
+    def close(self) -> None:
+        size, self._size = self._size, 0
+        try:
+            super().close()
+        finally:
+            if size:
+                _room.give_back(size)
+
+    def abandon(self) -> None:
+        """Close it without what was not yet written: the disk may be full."""
+        self.raw.close()
+        with suppress(OSError, ValueError):
+            self.close()
 
 
 def inflated(file: IO[bytes]) -> Iterator[bytes]:
@@ -63,3 +167,7 @@ def first_bytes(file: IO[bytes], count: int) -> Iterator[bytes]:
             raise DataError(f"ends {count:,} bytes too early; it was cut off. Copy or export it again")
         count -= len(block)
         yield block
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_room.reset)  # the copies are the parent's, and so may be the lock

@@ -26,14 +26,13 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.enums import PostFix
 from monai.utils.misc import ImageMetaKey
-from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from skimage.measure import find_contours, label
 from torch import Tensor
 
 from amsam_med.data.datalists import image_stem
-from amsam_med.data.nifti import SliceAxis
+from amsam_med.data.nifti import SliceAxis, read_geometry
 from amsam_med.errors import DataError
 from amsam_med.keys import Keys
 
@@ -243,15 +242,13 @@ def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
         raise DataError(f"{result.source.name}: pictures of several sizes do not fit into one NIfTI file")
     slices = np.stack([mask.T for mask in result.masks], axis=-1)  # (W, H, N)
     if result.image_format == "NIfTI":
-        source = nibabel.load(result.source)
-        assert isinstance(source, SpatialImage)
+        source = read_geometry(result.source)
         axis = 2 if result.slice_axis == "auto" else result.slice_axis
         volume = np.moveaxis(slices, -1, axis) if len(result.masks) > 1 else slices
-        shape = source.shape[:2] if len(source.shape) == 2 else source.shape[:3]
         header = nibabel.Nifti1Header()  # type: ignore[no-untyped-call]
         header.set_data_dtype(np.uint8)  # type: ignore[no-untyped-call]  # a new header's is float32
-        header.set_xyzt_units(*source.header.get_xyzt_units())  # type: ignore[attr-defined,no-untyped-call]
-        image = nibabel.Nifti1Image(volume.reshape(shape), source.affine, header)  # type: ignore[no-untyped-call]
+        header.set_xyzt_units(*source.units)  # type: ignore[no-untyped-call]
+        image = nibabel.Nifti1Image(volume.reshape(source.shape), source.affine, header)  # type: ignore[no-untyped-call]
     else:
         image = nibabel.Nifti1Image(slices, np.eye(4))  # type: ignore[no-untyped-call]
     with atomic_path(path) as lent:

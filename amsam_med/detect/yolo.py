@@ -35,8 +35,8 @@ from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
 from amsam_med.detect.scores import BoxScores, score_boxes
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.keys import Keys
-from amsam_med.locks import scratch_folder
 from amsam_med.machine import limits_named
+from amsam_med.scratch import scratch_folder
 from amsam_med.tensors import refuse_non_finite, refuse_other_shapes
 from amsam_med.views import MIRROR, view_boxes
 
@@ -87,8 +87,6 @@ STRIDE = 32
 """Of YOLOv8's coarsest features: inputs are multiples of it."""
 MOST_PIXELS = 2048
 """The largest side of an input; a header that asks for more would take all memory there is."""
-SCRATCH = "amsam-detector-"
-"""Start of the names of temporary folders with prepared images."""
 _LESS_MEMORY = "give a smaller --batch-size or --input-size, or --device cpu"
 _CLASS_HEAD = ".cv3."
 _CALMER = "train with a larger --batch-size, another --seed"
@@ -324,7 +322,7 @@ def train_detector(
     network = _build_network(options.seed)
     if options.start is not None:
         _start_from(network, options.start, options.trust_pickle)
-    with scratch_folder(SCRATCH) as folder, limits_named(folder, _LESS_MEMORY), _kept_environment():
+    with scratch_folder() as folder, limits_named(folder, _LESS_MEMORY), _kept_environment():
         parts = [
             write_yolo_folder(samples, folder / name, options.has_instances)
             for name, samples in (("training", train if options.epochs else validation), ("validation", validation))

@@ -33,7 +33,7 @@ LEAST_RATE = 16 << 10
 """Bytes a second that a body must have on average, after the first wait."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_ANY = ("", "0.0.0.0", "::")  # addresses to listen on that stand for all
+_ANY = ("", "0.0.0.0", "::")  # addresses to listen on that stand for all  # noqa: S104  # compared with, not listened on
 _NAMES = ("image", "label", "id", "tag", "session_id")  # of a query, that may end up in a path
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),

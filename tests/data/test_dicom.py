@@ -483,6 +483,8 @@ def test_the_unpacked_copy_of_a_deflated_file_is_deleted(tmp_path: Path) -> None
     path = write_native(tmp_path / "a.dcm", FRAMES, DeflatedExplicitVRLittleEndian)
     with path.open("rb") as raw:
         file = dicom.DicomFile(raw)
+        assert file._copy is None  # until a frame is asked for
+        file.pixels(0)
         copy = file._copy
         assert copy is not None
         file.close()

@@ -113,35 +113,29 @@ def nested(depth: int, value: bytes = b"") -> bytes:
 
 
 BOMBS = {
-    "3,000,000 empty items": start() + SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 3_000_000 + SEQUENCE_END,
-    "empty items, of defined length": start()
-    + SEQUENCE
-    + struct.pack("<L", 8 * 3_000_000)
-    + (ITEM + bytes(4)) * 3_000_000,
-    "empty items, in an item": start() + nested(1, SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 2_000_000),
-    "open items": start() + SEQUENCE + UNDEFINED + (ITEM + UNDEFINED + ITEM[:2] + b"\x0d\xe0\0\0\0\0") * 1_000_000,
+    "many empty items": start() + SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 600_000 + SEQUENCE_END,
+    "empty items, of defined length": start() + SEQUENCE + struct.pack("<L", 8 * 600_000) + (ITEM + bytes(4)) * 600_000,
+    "empty items, in an item": start() + nested(1, SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 600_000),
+    "open items": start() + SEQUENCE + UNDEFINED + (ITEM + UNDEFINED + ITEM[:2] + b"\x0d\xe0\0\0\0\0") * 400_000,
     "empty items as UN": start()
     + struct.pack("<HH2s2x", 0x08, 0x1140, b"UN")
     + UNDEFINED
-    + (ITEM + bytes(4)) * 2_000_000,
+    + (ITEM + bytes(4)) * 600_000,
     "empty items, implicit": start(ImplicitVRLittleEndian)
     + struct.pack("<HH", 0x08, 0x1140)
     + UNDEFINED
-    + (ITEM + bytes(4)) * 2_000_000,
-    "2,000,000 elements": start() + struct.pack("<HH2sH", 0x08, 0x1030, b"LO", 0) * 2_000_000,
-    "deep sequences": start() + (SEQUENCE + UNDEFINED + ITEM + UNDEFINED) * 500_000,
+    + (ITEM + bytes(4)) * 600_000,
+    "many elements": start() + struct.pack("<HH2sH", 0x08, 0x1030, b"LO", 0) * 600_000,
+    "deep sequences": start() + (SEQUENCE + UNDEFINED + ITEM + UNDEFINED) * 100_000,
     "deep sequences of defined length": start() + nested(3000),
     "long sequences within each other": start() + nested(60, bytes(6_000_000)),
     "3 GB, deflated": start(DeflatedExplicitVRLittleEndian) + long_value(3 << 30),
     "items, deflated": start(DeflatedExplicitVRLittleEndian)
-    + deflated(SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 3_000_000),
-    "fragments without end": start()
-    + struct.pack("<HH2s2x", 0x60, 1, b"OB")
-    + UNDEFINED
-    + (ITEM + bytes(4)) * 2_000_000,
-    "lengths that lie": start() + (SEQUENCE + b"\xf0\xff\xff\xff" + ITEM + b"\xf0\xff\xff\xff") * 200_000,
-    "group 2 without end": bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 2, b"UI", 0) * 2_000_000,
-    "no preamble": SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 2_000_000,
+    + deflated(SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 600_000),
+    "fragments without end": start() + struct.pack("<HH2s2x", 0x60, 1, b"OB") + UNDEFINED + (ITEM + bytes(4)) * 600_000,
+    "lengths that lie": start() + (SEQUENCE + b"\xf0\xff\xff\xff" + ITEM + b"\xf0\xff\xff\xff") * 100_000,
+    "group 2 without end": bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 2, b"UI", 0) * 600_000,
+    "no preamble": SEQUENCE + UNDEFINED + (ITEM + bytes(4)) * 600_000,
 }
 
 
@@ -185,7 +179,7 @@ def test_no_header_takes_long_or_much_memory(ran: Ran) -> None:
     assert ran.megabytes < 400, ran.said
 
 
-@pytest.mark.parametrize("name", ["3,000,000 empty items", "deep sequences", "long sequences within each other"])
+@pytest.mark.parametrize("name", ["many empty items", "deep sequences", "long sequences within each other"])
 def test_the_fault_names_the_limit(name: str) -> None:
     with pytest.raises(DataError, match=r"a DICOM header of more than [0-9,]+ (elements|bytes|sequences)"):
         read_all(BOMBS[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -195,3 +197,68 @@ def test_a_wrong_axis_or_window_is_refused(tmp_path: Path) -> None:
 def test_a_volume_is_no_mask_of_a_picture(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"m\.nii: holds 6 slices; one is expected"):
         read_mask(save(tmp_path / "m.nii", (VOLUME > 0).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("slab_bytes", [0, 1, 100, 1 << 20])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_those_of_the_array_however_many_are_read_at_once(
+    tmp_path: Path, axis: int, slab_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "_SLAB_BYTES", slab_bytes)
+    volume = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    with save(tmp_path / "a.nii", volume).open("rb") as file:
+        opened = nifti.NiftiFile(file, axis)
+        for index in [0, 1, 4, 0, *range(opened.count)]:
+            np.testing.assert_array_equal(opened.values(index), volume.take(index, axis=axis).T)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_that_is_cut_off_while_it_is_read_is_refused(
+    tmp_path: Path, axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "_SLAB_BYTES", 1)
+    path = save(tmp_path / "a.nii", np.zeros((64, 64, 64), np.uint8))
+    with open_image(path, axis) as file:
+        file.pixels(0)
+        os.truncate(path, 4096)
+        with pytest.raises(DataError, match=r"^a\.nii: it was cut off since it was opened"):
+            file.pixels(63)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_memory_does_not_grow_with_the_volume(tmp_path: Path, axis: int) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((256, 256, 1600))
+    header.set_data_dtype(np.int16)
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4))
+    os.truncate(tmp_path / "a.nii", 352 + 2 * 256 * 256 * 1600)  # 210 MB, of which the disk holds a page
+    tracemalloc.start()
+    with open_image(tmp_path / "a.nii", axis, window=(0, 1)) as file:
+        assert file.pixels(200).max() == 128
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6
+
+
+def test_a_damaged_packed_volume_is_refused_at_every_slice(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", np.arange(3000, dtype=np.uint8).reshape(10, 10, 30))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # of the checksum
+    path.write_bytes(content)
+    with open_image(path) as file:
+        for index in (0, 1):
+            with pytest.raises(DataError, match="CRC"):
+                file.pixels(index)
+
+
+def test_the_place_of_voxels_is_read_without_what_follows_the_header(tmp_path: Path) -> None:
+    affine = np.diag([-2.0, 3, 4, 1])
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.uint8), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.to_filename(tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[348:356] = b"\1\0\0\0" + (2**31 - 16).to_bytes(4, "little")  # an extension of 2 GB
+    (tmp_path / "a.nii").write_bytes(content)
+    geometry = nifti.read_geometry(tmp_path / "a.nii")
+    np.testing.assert_array_equal(geometry.affine, affine)
+    assert (geometry.shape, geometry.units) == ((2, 3, 4), ("mm", "sec"))

@@ -31,7 +31,7 @@ _folders: dict[tuple[int, str], tuple[str, int | None, int]] = {}  # by process 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for the block alone.
+    """A folder for the block alone; what killed processes have left is swept before.
 
     Raises:
         DataError: There is no temporary folder that can be written to.
@@ -78,6 +78,7 @@ def sweep_scratch() -> None:
 
 
 def _made(place: str) -> tuple[str, int | None]:
+    sweep_scratch()
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
         if sys.platform == "win32":
