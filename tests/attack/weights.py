@@ -138,6 +138,8 @@ def tensor(**changes: Any) -> Damage:
 
 _GONE = object()
 _TOUCH = "__import__('os').system('touch PROOF')"
+CODE = f"${_TOUCH}"
+"""An expression of a configuration that leaves a file behind where it is evaluated."""
 _CALLED = {"_target_": "os.system", "command": "touch PROOF"}
 
 

@@ -19,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -243,6 +244,7 @@ def _enter(given: Surroundings) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
     if given.events:
         _await(given.events)
+    tempfile.tempdir = None  # what the imports have found is not what this process would
     sys.argv = ["amsam", *given.words]
 
 

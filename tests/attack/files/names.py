@@ -52,7 +52,7 @@ STEMS: dict[str, str | bytes] = {
     "M8 a plus": "+1+1",
     "M8 a minus": "-1+1",
     "commas and semicolons": 'a,b;c","d',
-    "a backslash": "..\\..\\PROOF",
+    "a backslash": "up\\..\\..\\PROOF",
     "a colon": "C:PROOF",
     "a percent sign": "%2e%2e%2fPROOF",
     "an address": "http:x.com?a=b#c",
