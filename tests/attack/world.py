@@ -78,8 +78,8 @@ class Running:
         """Wait until it ends, and kill it if it does not.
 
         Args:
-            seconds: Of wall time, where it has the processor to itself; on a busy machine it may take longer, as long as
-                it computes at all.
+            seconds: Of wall time, where it has the processor to itself; on a busy machine it may take longer, as long
+                as it computes at all.
         """
         ended, spent = self._zygote.ended(self.process, seconds), -1.0
         while ended is None and time.monotonic() - self._began < 8 * seconds and self._processor_seconds() > spent:
