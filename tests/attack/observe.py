@@ -39,7 +39,7 @@ def assert_plain(
         run: That has ended.
         codes: It may end with.
         says: What it prints somewhere, as a regular expression.
-        seconds: Of wall time at most.
+        seconds: Of processor time at most.
         megabytes: At most.
     """
     assert run.code is not None, f"it did not end in {run.seconds:.0f} s; printed:\n{run.printed[-1000:]}"
@@ -48,7 +48,8 @@ def assert_plain(
         raise AssertionError(f"a traceback, exit code {run.code}, at its end: {last[:500]}")
     shown = f"{run.seconds:.0f} s, {run.megabytes:.0f} MB, printed:\n{run.printed[-1500:]}"
     assert run.code in codes, f"exit code {run.code} and not {codes}; {shown}"
-    assert run.seconds <= seconds, f"it takes {run.seconds:.0f} s, more than {seconds:.0f}; {shown}"
+    spent = run.processor_seconds
+    assert spent <= seconds, f"it takes {spent:.0f} s of the processor, more than {seconds:.0f}; {shown}"
     assert run.megabytes <= megabytes, f"it takes {run.megabytes:.0f} MB, more than {megabytes:.0f}; {shown}"
     assert len(run.printed) <= _MOST_PRINTED, f"it prints {len(run.printed):,} characters; {shown}"
     assert all(len(line) <= _LONGEST_LINE for line in run.printed.splitlines()), f"a line without end; {shown}"
