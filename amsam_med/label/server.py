@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from amsam_med import weights
 from amsam_med.data.readers import IMAGE_SUFFIXES
-from amsam_med.data.scratch import scratch_folder, sweep_scratch
 from amsam_med.errors import ConfigError, MissingExtraError
+from amsam_med.scratch import scratch_folder, sweep_scratch
 from amsam_med.sources import DicomWeb
 
 if TYPE_CHECKING:
