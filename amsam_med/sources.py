@@ -181,14 +181,12 @@ class Inputs:
             if path is None:
                 return file
             shown, name = without_identifiers(path, file.file), without_identifiers(path, file.name)
-        before, after = PurePosixPath(file.file).parts, PurePosixPath(shown).parts
-        if len(before) == len(after):
-            for count, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+        if shown != file.file:
+            before, after = PurePosixPath(file.file).parts, PurePosixPath(shown).parts
+            for count, (old, new) in enumerate(zip(before, after, strict=False), start=1):
                 if old != new:
                     row = _as_stored(PurePosixPath(*before[:count]).as_posix()), _as_stored(new)
                     self._files.execute("INSERT OR IGNORE INTO replaced VALUES (?, ?)", row)
-            if file.kind == "file":  # its neighbours, and the command, know it by the whole path
-                return file._replace(file=shown, name=name)
         return file._replace(file=shown, name=name)
 
     def _as_its_folder(self, file: InputFile) -> InputFile:
