@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from amsam_med import ray_engine
+from amsam_med.bundle import Expression
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.segment import SegmentOptions, Step, segment
 from tests.small_bundle import write_picture, write_small_bundle
@@ -169,7 +170,9 @@ def test_nothing_is_lost_with_a_process_and_what_it_left_half_written_is_removed
     half = tmp_path / "out" / "masks" / ".3_segmentation.png.0123abcd.png"
     die_once = _ON_DARK.format(f"not os.path.exists('{tmp_path}/died') and (os.mkdir('{tmp_path}/died'), {_DIE})")
     left_half = at_first_outcome(lambda: write_picture(half) and None)
-    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": die_once}), left_half)
+    summary = segment(
+        [photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(die_once)}), left_half
+    )
     assert (tmp_path / "died").exists()
     assert (summary.done, summary.failed) == (PICTURES, 1)
     assert_same(tmp_path / "out", local)
@@ -180,7 +183,7 @@ def test_a_file_that_no_worker_survives_fails_alone(
 ) -> None:
     monkeypatch.setattr(ray_engine, "ATTEMPTS", 1)
     die = _ON_DARK.format(_DIE)
-    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": die}))
+    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(die)}))
     assert (summary.done, summary.failed) == (PICTURES - 1, 2)
     (error,) = (row["error"] for row in rows_of(tmp_path / "out") if row["file"].endswith("3.png"))
     assert error.startswith("3.png: 1 worker processes in a row ended while they had it in hand")
@@ -215,11 +218,11 @@ def test_a_fault_that_befalls_all_files_ends_the_run_with_its_message(
 ) -> None:
     full = _ON_DARK.format("(_ for _ in ()).throw(__import__('amsam_med.errors').errors.ConfigError('no room left'))")
     with pytest.raises(ConfigError, match=r"^no room left$"):
-        segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": full}))
+        segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(full)}))
 
 
 def test_a_defect_of_ours_keeps_its_traceback(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
-    broken = replace(options, overrides={"detector": "$lambda image: 1 / 0"})
+    broken = replace(options, overrides={"detector": Expression("$lambda image: 1 / 0")})
     with pytest.raises(RuntimeError, match=r"in a worker process:\n(.|\n)*ZeroDivisionError"):
         segment([photos], tmp_path / "out", broken)
 
