@@ -36,8 +36,8 @@ from pydicom.uid import (
 )
 
 from amsam_med.boxes import Size
+from amsam_med.data.decoder_process import decode_by_gdcm
 from amsam_med.data.dicom_header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
-from amsam_med.data.gdcm_process import decode_by_gdcm
 from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import count_scans, refuse_endless_scans, to_uint8, window_range
 from amsam_med.data.unpacking import inflated, unpacked
@@ -62,7 +62,7 @@ _PIXEL_ATTRIBUTES = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "PixelSpacing"),
     *("ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "BurnedInAnnotation"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _PALETTE_COLOURS),
     *(f"{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _PALETTE_COLOURS),
@@ -107,6 +107,7 @@ class DicomFile:
 
     format = "DICOM"
     part = "frame"
+    bytes_per_pixel = 32  # at most, measured: 5 for grey of 8 bits, 27 for JPEG
 
     def __init__(self, file: IO[bytes], window: tuple[float, float] | None = None) -> None:
         self._window = window
@@ -123,6 +124,11 @@ class DicomFile:
         """Delete the unpacked copy."""
         if self._copy is not None:
             self._copy.close()
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether the file says that text is burned into its pixels."""
+        return str(self._dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
 
     def size(self, index: int) -> Size:
         """(height, width) of every frame."""
