@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
-from amsam_med.bundle import locate_bundle, open_bundle
+from amsam_med.bundle import Expression, locate_bundle, open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
 from amsam_med.data.readers import read_image, read_mask
