@@ -86,7 +86,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(2):
             archive.write(write_picture(folder.parent / f"{number}.png", 50 + number), f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"half")
-    pages = [Image.new("RGB", (20, 30), colour) for colour in ("white", "grey", "black")]
+    pages = [Image.new("RGB", (20, 30), colour) for colour in ("white", "grey", "#202020")]
     pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     return folder
 
