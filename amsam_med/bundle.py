@@ -7,7 +7,9 @@ as Python values and never as text of it: a path that starts with ``$`` is a pat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,10 +126,11 @@ def locate_bundle(name_or_path: str | Path) -> Path:
         DataError: There is no bundle of that name and none in that folder.
     """
     for root in (weights.bundles_folder() / str(name_or_path), Path(name_or_path)):
-        if (root / "configs" / "metadata.json").is_file():
-            return root.resolve()
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if (root / "configs" / "metadata.json").is_file():
+                return root.resolve()
     raise DataError(
-        f"{name_or_path} is neither a shipped bundle ({', '.join(shipped_bundles())}) nor a folder with "
+        f"{str(name_or_path)[:200]} is neither a shipped bundle ({', '.join(shipped_bundles())}) nor a folder with "
         "configs/metadata.json; give one of the names, or the path of a MONAI bundle"
     )
 
@@ -180,9 +183,11 @@ def open_bundle(
     parser = BundleParser()
     parser.foreign_name = "" if _is_shipped(root) else root.name
     try:
-        parser.read_meta(str(root / "configs" / "metadata.json"))
-        parser.read_config(config_files(root, workflow))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        # MONAI only warns of an entry that stands twice.
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            parser.read_meta(str(root / "configs" / "metadata.json"))
+            parser.read_config(config_files(root, workflow))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, UserWarning, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"bundle {root}: its configuration cannot be read ({reason}); {' and '.join(CONFIG_FILES[workflow])} and "

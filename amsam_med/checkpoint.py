@@ -29,7 +29,7 @@ from amsam_med.model.calibration import CalibrationMode
 from amsam_med.model.lora import LoraLinear, adapted_weight
 from amsam_med.model.prompt import PromptKind
 from amsam_med.schema import Record, Sha256, checked
-from amsam_med.tensors import read_tensors, refuse_non_finite, refuse_other_shapes
+from amsam_med.tensors import read_pickled, read_tensors, refuse_non_finite, refuse_other_shapes
 from amsam_med.views import ViewKind
 
 FORMAT = "amsam-adapter-1"
@@ -177,18 +177,14 @@ def load_model(network: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        refuse_other_shapes(state, network.state_dict(), f"{path} does not hold this network: it", "fetch it again")
-        refuse_non_finite(state, str(path))
-        network.load_state_dict(state)
-    except WeightsError:
-        raise
-    except Exception as error:  # torch raises nearly anything on damaged files
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(
-            f"{path} does not hold this network ({reason}); fetch it again or train the bundle"
-        ) from error
+    what = f"{path} does not hold this network: it"
+    content = read_pickled(path, "fetch it again or train the bundle")
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise WeightsError(f"{what} has no tensors under the key 'model'; fetch it again or train the bundle")
+    refuse_other_shapes(state, network.state_dict(), what, "fetch it again")
+    refuse_non_finite(state, str(path))
+    network.load_state_dict(state)
 
 
 def merge_lora(network: AmSam) -> AmSam:

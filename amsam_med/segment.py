@@ -31,10 +31,11 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from monai.bundle.config_parser import ConfigParser
+from pydantic import Field, StringConstraints
 
 from amsam_med import __version__, weights
 from amsam_med.bundle import BundleParser, model_overrides, open_bundle, shipped_bundles
@@ -47,6 +48,7 @@ from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
 from amsam_med.ray_engine import RayStages, connected
 from amsam_med.records import JOURNAL, Earlier, Records, read_run
+from amsam_med.schema import Record, checked
 from amsam_med.scratch import sweep_scratch
 from amsam_med.sources import InputFile, Inputs, list_inputs
 from amsam_med.stages import Outcome, Reading, Stages
@@ -106,6 +108,21 @@ class SegmentOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "local"
     address: str | None = None
+
+
+_Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class _Segment(Record):
+    """What a class means: a label, and the codes of category and type as (scheme, value, meaning)."""
+
+    label: _Word
+    category: tuple[_Word, _Word, _Word]
+    type: tuple[_Word, _Word, _Word]
+
+
+class _Segments(Record):
+    segments: Annotated[tuple[_Segment, ...], Field(min_length=1, max_length=254)]
 
 
 class Step(NamedTuple):
@@ -205,7 +222,8 @@ def segment(
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
     parser = open_bundle(options.bundle, "inference", _overrides(options, is_driver=options.engine == "ray"))
-    parser.get_parsed_content("network")  # says what is wrong with its files before the output folder is touched
+    for part in ("network", "inferer"):  # say what is wrong with their files before the output folder is touched
+        parser.get_parsed_content(part)
     fingerprint = _fingerprint(parser, options)
     summary = SegmentSummary(output, len(files))
     with (
@@ -411,7 +429,9 @@ def result_labels(parser: ConfigParser, salt: str | None = None) -> Labels:
         parser: Of ``inference.yaml``.
         salt: Of the identifiers of de-identified results; None keeps the source's.
     """
-    segments = parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
+    stated = parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
+    given = json.dumps({"segments": stated}, default=str)
+    segments = [one.model_dump() for one in checked(_Segments, given, "metadata.json", "mend the bundle").segments]
     digests = {role: digest for role, digest in _digests(parser).items() if digest}
     return Labels(segments, "AM-SAM Med", __version__, digests, salt)
 

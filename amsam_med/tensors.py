@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +52,27 @@ def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[di
         raise WeightsError(f"{path.name} cannot be read as safetensors ({reason}); {remedy}") from None
     refuse_non_finite(state, path.name)
     return state, header
+
+
+def read_pickled(path: Path, remedy: str) -> object:
+    """What a file of torch's own format holds; nothing in it is run.
+
+    Args:
+        path: The file.
+        remedy: What the user can do where it cannot be read, for the message.
+
+    Raises:
+        WeightsError: The file is damaged, or holds other things than tensors and plain values.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickles that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on damaged files
+        is_code = "Unsupported" in str(error) or "Weights only load failed" in str(error)
+        first = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = "damaged, or it holds other things than tensors" if is_code else first
+        raise WeightsError(f"{path.name} cannot be read as weights ({reason}); {remedy}") from None
 
 
 def refuse_non_finite(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, WeightsError
@@ -14,7 +13,7 @@ from amsam_med.model.calibration import CalibrationMode, CalibrationScope, MaskC
 from amsam_med.model.decoder import UPSCALED_CHANNELS, MaskDecoder
 from amsam_med.model.encoders import CompactImageEncoder, SamImageEncoder, VitSize
 from amsam_med.model.prompt import PATCH, PromptEncoder, PromptKind
-from amsam_med.tensors import read_tensors, refuse_non_finite
+from amsam_med.tensors import read_pickled, read_tensors, refuse_non_finite
 
 BaseName = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases; see :func:`build_amsam`."""
@@ -142,13 +141,9 @@ def _fit_encoder(encoder: SamImageEncoder, state: dict[str, Tensor]) -> dict[str
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist; `amsam weights list` shows what is at hand")
-    if path.suffix == ".safetensors":
+    if path.suffix not in (".pth", ".pt"):
         return read_tensors(path, "fetch it again")[0]
-    try:
-        state: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"{path.name} cannot be read as weights ({reason}); fetch it again") from error
+    state = read_pickled(path, "fetch it again")
     if not isinstance(state, dict):
         raise WeightsError(f"{path.name} holds no tensors by name; use the base's own checkpoint")
     refuse_non_finite(state, path.name)
