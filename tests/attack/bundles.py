@@ -28,10 +28,10 @@ def _copy(world: World, source: Path | None = None) -> Path:
     return Path(shutil.copytree(source or world.bundle, world.root / "evil_bundle"))
 
 
-def _untrusted(name: str, verb: str, make: Callable[[Path], object], is_quick: bool = True) -> None:
+def _untrusted(name: str, verb: str, make: Callable[[Path], object]) -> None:
     """Write down a bundle with code that nobody has said to trust: it must be refused, and say how to trust it."""
 
-    @case(GROUP, f"not trusted, {name}, {verb}", is_quick)
+    @case(GROUP, f"not trusted, {name}, {verb}")
     def attempt(world: World) -> None:
         bundle = _copy(world, world.kit.whole_bundle)
         make(bundle)
@@ -53,7 +53,7 @@ def _code() -> None:
             path.write_text("".join(lines) + text)
 
         _untrusted(name, "segment", make)
-        _untrusted(name, "evaluate", make, name == "an expression")
+        _untrusted(name, "evaluate", make)
 
     def in_training(bundle: Path) -> None:
         with (bundle / "configs" / "train.yaml").open("a") as file:
@@ -84,10 +84,10 @@ def _code() -> None:
         assert not (world.cwd / "PROOF").exists()
 
 
-def _damaged(name: str, file_name: str, make: Callable[[Path], object], says: str = "", is_quick: bool = True) -> None:
+def _damaged(name: str, file_name: str, make: Callable[[Path], object], says: str = "") -> None:
     """Write down a trusted bundle whose configuration is no configuration."""
 
-    @case(GROUP, name, is_quick)
+    @case(GROUP, name)
     def attempt(world: World) -> None:
         bundle = _copy(world)
         path = bundle / "configs" / file_name
@@ -117,7 +117,6 @@ def _files() -> None:
         "of a macro without a file": "bundle_root: .\nnetwork: '%nobody.yaml::network'\n",
         "of YAML that grows to 3 GB": bomb,
         "of 20,000 brackets": "a: " + "[" * 20_000,
-        "with one key twice": "bundle_root: .\nbundle_root: .\n",
     }
     for name, text in texts.items():
         low = "Low " if name in ("of nothing", "that is no YAML", "of a list") else ""
@@ -132,7 +131,6 @@ def _files() -> None:
         "of a number": "7",
         "of null": "null",
         "of 100,000 brackets": "[" * 100_000,
-        "of segments that are a number": '{"version": "1", "segments": 7}',
         "of bytes that are no text": "\ud800",
     }.items():
         low = "Low " if name in ("of nothing", "that is no JSON") else ""
@@ -141,7 +139,7 @@ def _files() -> None:
     for name in ("inference.yaml", "metadata.json"):
         _damaged(f"{name} that is a pipe", name, lambda path: os.mkfifo(path))
         _damaged(f"{name} that is endless", name, lambda path: path.symlink_to("/dev/zero"))
-        _damaged(f"{name} that is a folder", name, lambda path: path.mkdir(), is_quick=False)
+        _damaged(f"{name} that is a folder", name, lambda path: path.mkdir())
     _damaged("inference.yaml that nobody may read", "inference.yaml", _locked)
     _damaged("inference.yaml that is not there", "inference.yaml", lambda path: None)
 

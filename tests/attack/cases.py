@@ -66,13 +66,11 @@ class Case:
         group: What it is about.
         name: What it is, in words.
         attempt: Tries it; whatever must hold is asserted there.
-        is_quick: Whether it is among those that every build tries.
     """
 
     group: str
     name: str
     attempt: Callable[[World], None]
-    is_quick: bool = True
 
 
 AnyCase: TypeAlias = FileCase | Case
@@ -92,18 +90,24 @@ def add(case: AnyCase) -> None:
     CASES[key] = case
 
 
-def case(group: str, name: str, is_quick: bool = True) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+def case(group: str, name: str) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
     """Write down the function below it as a :class:`Case`."""
 
     def write_down(attempt: Callable[[World], None]) -> Callable[[World], None]:
-        add(Case(group, name, attempt, is_quick))
+        add(Case(group, name, attempt))
         return attempt
 
     return write_down
 
 
 def chosen(is_full: bool) -> dict[str, AnyCase]:
-    """The cases of a full run, or those that every build tries."""
+    """All cases, or those that every build tries: the files, which share a run, and the commands of the short list."""
     import tests.attack.all  # noqa: F401  # writes them down
+    from tests.attack.quick import QUICK
 
-    return {key: one for key, one in CASES.items() if is_full or one.is_quick}
+    assert not (unknown := QUICK - CASES.keys()), f"the short list names what there is not: {sorted(unknown)}"
+    return {
+        key: one
+        for key, one in CASES.items()
+        if is_full or (one.is_quick if isinstance(one, FileCase) else key in QUICK)
+    }

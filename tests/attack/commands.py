@@ -91,7 +91,7 @@ def _words() -> None:
     }
     for name, words in given.items():
 
-        @case(WORDS, name, is_quick="5,000" not in name or name.startswith("Low an input"))
+        @case(WORDS, name)
         def attempt(world: World, words: list[str] = words) -> None:
             write_picture(world.input / "a.png")
             os.mkfifo(world.input / "pipe.png")
@@ -130,7 +130,7 @@ def _streams() -> None:
             assert_untouched(world)
             assert len(assert_whole(world.output)) == 2
 
-        @case(STREAMS, f"{name}, weights", is_quick="Low" in name or "pipe" in name)
+        @case(STREAMS, f"{name}, weights")
         def listing(world: World, streams: dict[str, str] = streams) -> None:
             run = world.amsam("weights", "list", **streams)  # type: ignore[arg-type]
             assert "Traceback" not in run.printed, run.printed

@@ -40,12 +40,11 @@ def _write_down(
     name: str,
     damage: Damage,
     verbs: tuple[str, ...] = VERBS,
-    quick: tuple[str, ...] = ("check",),
     may_pass: bool = False,
 ) -> None:
     for verb in verbs:
 
-        @case(GROUP, f"{name}, {verb}", verb in quick)
+        @case(GROUP, f"{name}, {verb}")
         def attempt(world: World, verb: str = verb) -> None:
             data = Path(shutil.copytree(world.kit.labelled, world.root / "data"))
             damage(data)
@@ -77,9 +76,9 @@ def _image(content: bytes) -> Damage:
 def _cases() -> None:
     _write_down("an image of words", _image(b"no image, but words"))
     _write_down("an image cut in the middle", _image(coded("PNG")[:3000]))
-    _write_down("an image that is a bomb", _image(png(60_000, 60_000, b"x")), quick=("check", "train"))
+    _write_down("an image that is a bomb", _image(png(60_000, 60_000, b"x")))
     _write_down("an image of nothing", _image(b""), ("check", "train"))
-    _write_down("a mask of words", lambda data: (data / "masks" / "2.png").write_bytes(b"words"), quick=("check",))
+    _write_down("a mask of words", lambda data: (data / "masks" / "2.png").write_bytes(b"words"))
     _write_down("a mask of another size", lambda data: PIL.Image.new("L", (9, 9)).save(data / "masks" / "2.png"))
     _write_down("a mask of colours", _coloured)
     _write_down("a mask that is a pipe", lambda data: _instead(data / "masks" / "2.png", os.mkfifo))
@@ -87,12 +86,12 @@ def _cases() -> None:
     _write_down("an image without a mask", lambda data: (data / "masks" / "2.png").unlink(), ("check", "train"))
     _write_down("no images", lambda data: [path.unlink() for path in (data / "images").iterdir()])
     _write_down("no folder of masks", lambda data: shutil.rmtree(data / "masks"))
-    _write_down("one image", lambda data: [path.unlink() for path in data.rglob("[1-5].png")], ("train",), ("train",))
+    _write_down("one image", lambda data: [path.unlink() for path in data.rglob("[1-5].png")], ("train",))
     _write_down("a name of HTML", lambda data: _renamed(data, "<script>alert(1)<b>.png"), may_pass=True)
-    _write_down("a name of code", lambda data: _renamed(data, "$__import__('os').system('touch PROOF').png"),
-                quick=("check", "train", "evaluate"), may_pass=True)  # fmt: skip
-    _write_down("a name of no UTF-8", lambda data: _renamed(data, os.fsdecode(b"caf\xe9.png")),
-                quick=("check", "train", "evaluate"), may_pass=True)  # fmt: skip
+    _write_down(
+        "a name of code", lambda data: _renamed(data, "$__import__('os').system('touch PROOF').png"), may_pass=True
+    )
+    _write_down("a name of no UTF-8", lambda data: _renamed(data, os.fsdecode(b"caf\xe9.png")), may_pass=True)
     _write_down("a name of a formula", lambda data: _renamed(data, "=1+1.png"), may_pass=True)
 
     for name, value in (("black", 0), ("white", 255)):

@@ -73,9 +73,9 @@ def _signals() -> None:
     for number, codes in _STOPPED.items():
         name = signal.Signals(number).name
         low = "" if number == signal.SIGINT else "M3 "
-        for kind, fill in (("pictures", _pictures), ("an archive", _archive)):
+        for kind, fill in (("a folder", _pictures), ("an archive", _archive)):
 
-            @case(SIGNALS, f"{low}{name} while {kind} are segmented", kind == "pictures" or number == signal.SIGTERM)
+            @case(SIGNALS, f"{low}{name} while {kind} is segmented")
             def segmenting(
                 world: World, number: int = number, codes: Any = codes, fill: Callable[[World], None] = fill
             ) -> None:
@@ -99,7 +99,7 @@ def _signals() -> None:
             assert_untouched(world)
             assert not world.output.exists()
 
-        @case(SIGNALS, f"{low}{name} while trained", number == signal.SIGTERM)
+        @case(SIGNALS, f"{low}{name} while trained")
         def training(world: World, number: int = number, codes: Any = codes) -> None:
             world.kit.labelled  # noqa: B018  # made before the world is looked at
             _ = world.before
@@ -110,7 +110,7 @@ def _signals() -> None:
             assert_no_scraps(world.output)
             assert_opens(world.output)
 
-        @case(SIGNALS, f"{low}{name} while a detector is trained", number == signal.SIGTERM)
+        @case(SIGNALS, f"{low}{name} while a detector is trained")
         def detecting(world: World, number: int = number, codes: Any = codes) -> None:
             words = _detector_words(world, "50")
             _ = world.before
@@ -174,7 +174,7 @@ def _kills() -> None:
     }
     for name, event in moments.items():
 
-        @case(KILLS, f"segment, before {name}", "mask" in name)
+        @case(KILLS, f"segment, before {name}")
         def segmenting(world: World, event: Event = event) -> None:
             _pictures(world)
             _ = world.before
@@ -193,7 +193,7 @@ def _kills() -> None:
     def random(world: World) -> None:
         _kill_at_random(world, 3)
 
-    @case(KILLS, "segment, 20 times at random", is_quick=False)
+    @case(KILLS, "segment, 20 times at random")
     def often(world: World) -> None:
         for _ in range(20):
             _kill_at_random(world, 1)
@@ -220,7 +220,7 @@ def _kills() -> None:
             assert_no_scraps(world.output)
             assert_opens(world.output)
 
-    @case(KILLS, "train, at random, five times, and resumed to the same adapter", is_quick=False)
+    @case(KILLS, "train, at random, five times, and resumed to the same adapter")
     def resumed(world: World) -> None:
         words = train_words(world)
         words[words.index("--epochs") + 1] = "12"
@@ -279,7 +279,7 @@ def _kill_at_random(world: World, kills: int) -> None:
 def _disks() -> None:
     for size in ("64k", "200k"):
 
-        @case(DISKS, f"segment into {size}", size == "64k")
+        @case(DISKS, f"segment into {size}")
         def small(world: World, size: str = size) -> None:
             _pictures(world)
             disk = world.small_disk("disk", size)
@@ -525,7 +525,7 @@ def _changes() -> None:
 
 
 def _memory() -> None:
-    @case(MEMORY, "M2 four pictures of 84 megapixels", is_quick=False)
+    @case(MEMORY, "M2 four pictures of 84 megapixels")
     def large(world: World) -> None:
         side = 9165
         for number in range(4):
@@ -537,7 +537,7 @@ def _memory() -> None:
         assert_untouched(world)
         assert len(assert_whole(world.output)) == 4
 
-    @case(MEMORY, "M2 a file of eight pages of 84 megapixels", is_quick=False)
+    @case(MEMORY, "M2 a file of eight pages of 84 megapixels")
     def of_pages(world: World) -> None:
         import PIL.Image
 
@@ -571,7 +571,7 @@ def _memory() -> None:
         assert not any(words in run.printed for words in ("damaged", "Export it again", "MemoryError"))
         assert_untouched(world)
 
-    @case(MEMORY, "M1 an archive of 20 members of 100 MB, a temporary folder of 1 GB", is_quick=False)
+    @case(MEMORY, "M1 an archive of 20 members of 100 MB, a temporary folder of 1 GB")
     def members(world: World) -> None:
         with zipfile.ZipFile(world.input / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for number in range(20):

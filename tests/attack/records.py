@@ -27,10 +27,10 @@ from tests.small_bundle import write_picture
 SEGMENT, TRAIN = "records of segment", "records of train"
 
 
-def _again(name: str, damage: Callable[[World], object], *, changes_input: bool = False, is_quick: bool = True) -> None:
+def _again(name: str, damage: Callable[[World], object], *, changes_input: bool = False) -> None:
     """Write down a second run into a folder whose record was damaged after the first."""
 
-    @case(SEGMENT, name, is_quick)
+    @case(SEGMENT, name)
     def attempt(world: World) -> None:
         write_picture(world.input / "a.png", 1)
         write_picture(world.input / "b.png", 2)
@@ -125,14 +125,14 @@ def _of_segment() -> None:
     }
     for kind in ("run.json", "journal.sqlite", "results.csv", "report.html"):
         for name, make in makers.items():
-            _again(f"{kind} {name}", _replace(kind, make), is_quick="pipe" in name or "precious" in name)
+            _again(f"{kind} {name}", _replace(kind, make))
     outside = {"up": "../precious/results.csv", "an absolute path": "{world}/precious/results.csv"}
     for name, path in outside.items():
         _again(f"journal whose stale result is {name}", _cells(mask_file=path), changes_input=True)
     _again("journal whose cells are no JSON", _sql("UPDATE rows SET cells = 'words'"))
     _again("journal whose cells are a list", _sql("UPDATE rows SET cells = '[]'"))
-    _again("journal whose cells are a number", _sql("UPDATE rows SET cells = 7"), is_quick=False)
-    _again("journal whose cells are null", _sql("UPDATE rows SET cells = NULL"), is_quick=False)
+    _again("journal whose cells are a number", _sql("UPDATE rows SET cells = 7"))
+    _again("journal whose cells are null", _sql("UPDATE rows SET cells = NULL"))
     _again("journal whose cells are HTML", _cells(flags="<script>alert(1)</script>", box_source="<img src=x>"))
     _again("M8 journal whose cells are formulas", _cells(flags="=1+1", box_source="@SUM(1)"))
     _again("journal whose thumbnails are words", _sql("UPDATE rows SET thumbnail = '<script>alert(1)</script>'"))
@@ -140,9 +140,9 @@ def _of_segment() -> None:
     _again("journal whose formats lead out", _sql("UPDATE files SET formats = '../../evil,png'"), changes_input=True)
     _again("journal whose fingerprint is no JSON", _sql("UPDATE facts SET value = '{' WHERE name = 'fingerprint'"))
     _again("journal whose fingerprint is a list", _sql("UPDATE facts SET value = '[]' WHERE name = 'fingerprint'"))
-    _again("journal of another make", _sql("UPDATE facts SET value = '99' WHERE name = 'format'"), is_quick=False)
+    _again("journal of another make", _sql("UPDATE facts SET value = '99' WHERE name = 'format'"))
     _again("journal with a trigger that deletes", _sql(
-        "CREATE TRIGGER evil AFTER INSERT ON files BEGIN DELETE FROM rows; END"), is_quick=False)  # fmt: skip
+        "CREATE TRIGGER evil AFTER INSERT ON files BEGIN DELETE FROM rows; END"))  # fmt: skip
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, i, i, '{}', NULL FROM n"
     _again("journal whose rows are a view without end", _sql(
         "DROP TABLE rows", f"CREATE VIEW rows (name, picture, file, cells, thumbnail) AS {endless}"))  # fmt: skip
@@ -166,10 +166,10 @@ def trained(world: World) -> Path:
     return kept
 
 
-def _resumed(name: str, damage: Callable[[Path], object], is_quick: bool = True, says: str = "") -> None:
+def _resumed(name: str, damage: Callable[[Path], object], says: str = "") -> None:
     """Write down a run that is resumed after its record was damaged; it goes on, or says plainly that it cannot."""
 
-    @case(TRAIN, name, is_quick)
+    @case(TRAIN, name)
     def attempt(world: World) -> None:
         shutil.copytree(trained(world), world.output)
         damage(world.output)
@@ -215,7 +215,7 @@ def _of_train() -> None:
         "a number": 7, "a list": [1], "nothing in it": {}, "a history of words": {"record": {"history": "words"}},
         "tensors of another network": {"adapter": {"evil": None}},
     }.items():  # fmt: skip
-        _resumed(f"checkpoint.pt of {name}", _checkpoint(value), name in ("a list", "nothing in it"), r"checkpoint\.pt")
+        _resumed(f"checkpoint.pt of {name}", _checkpoint(value), r"checkpoint\.pt")
     _resumed("history.csv of words", file("history.csv", b"words,\xff\n=1+1"))
     _resumed("adapter.safetensors of words", file("adapter.safetensors", b"words"))
     _resumed("an unfinished checkpoint of a killed run", file(".checkpoint.pt.0badf00d.pt", b"half"))

@@ -134,7 +134,7 @@ def _server_case(name: str) -> Callable[[Callable[[Served], None]], None]:
     """Write down what is tried of a running server over two pictures."""
 
     def write_down(attempt: Callable[[Served], None]) -> None:
-        @case(GROUP, name, is_quick=False)
+        @case(GROUP, name)
         def tried(world: World) -> None:
             for number in range(2):
                 write_picture(world.input / f"{number}.png", number)
@@ -186,7 +186,7 @@ def _identifiers(server: Served) -> None:
         assert 400 <= status < 500, f"{body[:30]!r}: {status} {said[:200]!r}"
 
 
-@case(GROUP, "C1 a received folder with an adapter of code among its versions", is_quick=False)
+@case(GROUP, "C1 a received folder with an adapter of code among its versions")
 def _received(world: World) -> None:
     write_picture(world.input / "a.png")
     run = world.input / ".amsam" / "amsam_isic" / "0001"
@@ -207,7 +207,7 @@ def _received(world: World) -> None:
     assert not list(world.root.rglob("PROOF")), "code from the folder has run"
 
 
-@case(GROUP, "kill -9, and again", is_quick=False)
+@case(GROUP, "kill -9, and again")
 def _killed(world: World) -> None:
     for number in range(2):
         write_picture(world.input / f"{number}.png", number)
