@@ -39,13 +39,13 @@ _TARGET = "_target_"
 
 @dataclass(frozen=True)
 class Expression:
-    """Text of a configuration, for an override that is meant to be one; never made of anything from outside.
+    """Configuration of ours, for an override that is meant to be some; never made of anything from outside.
 
     Attributes:
-        text: A reference (``"@scores"``) or an expression (``"$[@scores]"``).
+        text: A reference (``"@scores"``), an expression (``"$[@scores]"``), or a part with its ``_target_``.
     """
 
-    text: str
+    text: str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def _is_shipped(root: Path) -> bool:
 
 def _as_configuration(value: Any) -> Any:
     if isinstance(value, Expression):
-        return value.text
+        return value.text if isinstance(value.text, str) else dict(value.text)
     if isinstance(value, Component):
         return {_TARGET: value.target, **{name: _as_configuration(one) for name, one in value.arguments.items()}}
     is_plain = value is None or isinstance(value, bool | int | float)

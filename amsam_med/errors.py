@@ -6,6 +6,7 @@ The tree::
     ├── DataError               an image, a mask, a folder or a data list       (also ValueError)
     ├── WeightsError            a weight file: missing, damaged, of another model (also RuntimeError)
     ├── ConfigError             settings that are unknown or contradict         (also ValueError)
+    ├── TooLittleMemoryError    the machine has too little memory               (also MemoryError)
     └── MissingExtraError       an optional dependency is not installed         (also ImportError)
 
 The command line prints the text of an ``AmsamError`` without a traceback; anything else is a defect of ours.
@@ -28,6 +29,10 @@ class WeightsError(AmsamError, RuntimeError):
 
 class ConfigError(AmsamError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
+
+
+class TooLittleMemoryError(AmsamError, MemoryError):
+    """The machine has too little memory for what was asked; the input may be right."""
 
 
 class MissingExtraError(AmsamError, ImportError):

@@ -236,7 +236,8 @@ def _work(row: dict[str, Any], setup: _Setup, board: Any) -> dict[str, bytes]:
     report = _Report(outcomes)
     try:
         if entries:
-            outcomes.extend(_stages(setup).run(entries, entries.get, _Interrupt(board)))
+            found = _stages(setup).run(entries, entries.get, _Interrupt(board))
+            outcomes.extend(outcome for outcome in found if outcome.part is None)  # files count as wholes here
     except AmsamError as error:
         report = report._replace(fault=str(error))
     except Exception:

@@ -66,6 +66,7 @@ _ONE_PICTURE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")  # how fil
 _UID = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}|(?<![0-9_])[0-9]+(?:_[0-9]+){5,}")
 _DIGEST = re.compile(r"(study|image)-([0-9a-f]{10})")  # as paths have it that told a patient
 _USUAL_INSTANCE = 16 << 20  # bytes, of a DICOM instance that a server is to send
+_SHORTEST_TOLD = 3  # characters; shorter words stand in others by chance
 _TELLING_WORDS = 1000  # folder names that tell a patient, looked for in the typed command
 
 Kind: TypeAlias = Literal["file", "zip", "dicomweb", "none"]
@@ -150,7 +151,9 @@ class Inputs:
         telling = self._files.execute("SELECT path, part FROM replaced LIMIT ?", (_TELLING_WORDS,))
         for path, part in telling:
             name = PurePosixPath(_as_text(path))
-            word = word.replace(name.name, _as_text(part)).replace(name.stem, _as_text(part))
+            for told in (name.name, name.stem):
+                if len(told) >= _SHORTEST_TOLD:
+                    word = word.replace(told, _as_text(part))
         return word if self._secret is None else _text_without_uids(word, self._secret)
 
     def __len__(self) -> int:
@@ -178,14 +181,12 @@ class Inputs:
             if path is None:
                 return file
             shown, name = without_identifiers(path, file.file), without_identifiers(path, file.name)
-        before, after = PurePosixPath(file.file).parts, PurePosixPath(shown).parts
-        if len(before) == len(after):
-            for count, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+        if shown != file.file:
+            before, after = PurePosixPath(file.file).parts, PurePosixPath(shown).parts
+            for count, (old, new) in enumerate(zip(before, after, strict=False), start=1):
                 if old != new:
                     row = _as_stored(PurePosixPath(*before[:count]).as_posix()), _as_stored(new)
                     self._files.execute("INSERT OR IGNORE INTO replaced VALUES (?, ?)", row)
-            if file.kind == "file":  # its neighbours, and the command, know it by the whole path
-                return file._replace(file=shown, name=name)
         return file._replace(file=shown, name=name)
 
     def _as_its_folder(self, file: InputFile) -> InputFile:

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from amsam_med.boxes import box_from_mask, full_image_box
-from amsam_med.bundle import open_bundle
+from amsam_med.bundle import Expression, open_bundle
 from amsam_med.keys import Keys
 from amsam_med.synthetic import write_dermoscopy
 
@@ -82,7 +82,7 @@ def main(base: str, epochs: int, shots: int) -> None:
             "_mode_": "callable",
             "transform": "@preprocessing",
         }
-        always, reference = timed_run(data, Path(name) / "always", {**settings, "encode": stand_in})
+        always, reference = timed_run(data, Path(name) / "always", {**settings, "encode": Expression(stand_in)})
         print(f"encoded every step:  {always:8.1f} s", flush=True)
     names = ("lower_loss", "upper_loss", "d2_dice")
     difference = max(abs(a[key] - b[key]) for a, b in zip(history, reference, strict=True) for key in names)

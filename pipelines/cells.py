@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
-from amsam_med.bundle import locate_bundle, open_bundle
+from amsam_med.bundle import Expression, locate_bundle, open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
 from amsam_med.data.readers import read_image, read_mask
@@ -295,8 +295,7 @@ class Bench:
                 self.task.bundle,
                 "train",
                 {
-                    **(paper_settings() if job.is_paper else {}),
-                    **job.settings,
+                    **_overrides(job),
                     "data": list(self.pool),
                     "output_dir": folder,
                     "save_whole_model": False,
@@ -400,12 +399,18 @@ def recipe_of(job: Job) -> Recipe | None:
     return None if recipe is None else replace(recipe, **job.settings)
 
 
+def _overrides(job: Job) -> dict[str, Any]:
+    """A job's settings as entries of ``train.yaml``; its own ``encode`` is a part to build."""
+    settings = {**(paper_settings() if job.is_paper else {}), **job.settings}
+    return settings | ({"encode": Expression(settings["encode"])} if "encode" in settings else {})
+
+
 def settings_of(job: Job) -> dict[str, Any]:
     """Every setting of a training, the defaults included: a changed default is another cell."""
     if job.method != AM_SAM:
         recipe = recipe_of(job)
         return {} if recipe is None else asdict(recipe)
-    parser = open_bundle("amsam_isic", "train", {**(paper_settings() if job.is_paper else {}), **job.settings})
+    parser = open_bundle("amsam_isic", "train", _overrides(job))
     return {name: parser.as_written(name) for name in (*paper_settings(), "rank")} | dict(job.settings)
 
 

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from amsam_med import errors
-from amsam_med.errors import AmsamError, ConfigError, DataError, MissingExtraError, WeightsError
+from amsam_med.errors import AmsamError, ConfigError, DataError, MissingExtraError, TooLittleMemoryError, WeightsError
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from amsam_med.errors import AmsamError, ConfigError, DataError, MissingExtraErr
         (DataError, ValueError),
         (WeightsError, RuntimeError),
         (ConfigError, ValueError),
+        (TooLittleMemoryError, MemoryError),
         (MissingExtraError, ImportError),
     ],
 )
@@ -26,7 +27,7 @@ def test_each_error_is_ours_and_a_builtin_one(error: type[Exception], builtin: t
 
 def test_the_tree_in_the_docstring_shows_every_error() -> None:
     classes = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]
-    assert len(classes) == 5
+    assert len(classes) == 6
     assert [name for name in classes if f" {name} " not in str(errors.__doc__)] == []
 
 

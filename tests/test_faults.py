@@ -406,9 +406,22 @@ def test_a_file_of_many_pages_goes_on_at_the_page_where_it_was_killed(small_bund
     assert volumes[0] == volumes[1]
 
 
+@pytest.mark.usefixtures("threads_restored")
+def test_slices_of_a_volume_are_in_order_whatever_is_done_first(options: SegmentOptions, tmp_path: Path) -> None:
+    pages = write_pages(tmp_path / "scan.tif", 60)
+    both = replace(options, formats=("png", "nifti"), batch_size=8)
+    for threads in (1, 16):
+        torch.set_num_threads(threads)
+        segment([pages], tmp_path / str(threads), both)
+    volumes = [(tmp_path / name / "nifti" / "scan_segmentation.nii.gz").read_bytes() for name in ("1", "16")]
+    assert volumes[0] == volumes[1]
+
+
 def test_of_a_file_whose_pages_have_changed_all_are_done_again(options: SegmentOptions, tmp_path: Path) -> None:
     pages = write_pages(tmp_path / "scan.tif", 8)
-    stopped = replace(options, overrides={"network": Meddler(lambda: os.kill(os.getpid(), signal.SIGINT))})
+    once = iter([signal.SIGINT])  # a second one would end the tests
+    stop = Meddler(lambda: [os.kill(os.getpid(), number) for number in once])
+    stopped = replace(options, overrides={"network": stop})
     assert segment([pages], tmp_path / "out", stopped).is_interrupted
     write_pages(tmp_path / "scan.tif", 3)
     summary = segment([pages], tmp_path / "out", options)

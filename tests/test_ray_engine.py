@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from amsam_med import ray_engine
+from amsam_med.bundle import Expression
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.segment import SegmentOptions, Step, segment
 from tests.small_bundle import write_picture, write_small_bundle
@@ -78,12 +80,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, one of them dark, some in an archive; and a file that is broken."""
     folder = tmp_path_factory.mktemp("in") / "photos"
-    for number in range(PICTURES - 2):
+    for number in range(PICTURES - 3):
         write_picture(folder / "sub" / f"{number}.png", DARK if number == 3 else 20 + number)
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         for number in range(2):
             archive.write(write_picture(folder.parent / f"{number}.png", 50 + number), f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"half")
+    pages = [Image.new("RGB", (20, 30), colour) for colour in ("white", "grey", "#202020")]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     return folder
 
 
@@ -125,7 +129,7 @@ def results_of(output: Path) -> dict[str, bytes]:
 def assert_same(output: Path, local: Path) -> None:
     assert rows_of(output) == rows_of(local)
     assert results_of(output) == results_of(local)
-    assert len(results_of(local)) == 2 * PICTURES
+    assert len(results_of(local)) == 2 * (PICTURES + 2)  # three pages in one
 
 
 def at_first_outcome(action: Callable[[], None]) -> Callable[[Step], None]:
@@ -166,7 +170,9 @@ def test_nothing_is_lost_with_a_process_and_what_it_left_half_written_is_removed
     half = tmp_path / "out" / "masks" / ".3_segmentation.png.0123abcd.png"
     die_once = _ON_DARK.format(f"not os.path.exists('{tmp_path}/died') and (os.mkdir('{tmp_path}/died'), {_DIE})")
     left_half = at_first_outcome(lambda: write_picture(half) and None)
-    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": die_once}), left_half)
+    summary = segment(
+        [photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(die_once)}), left_half
+    )
     assert (tmp_path / "died").exists()
     assert (summary.done, summary.failed) == (PICTURES, 1)
     assert_same(tmp_path / "out", local)
@@ -177,7 +183,7 @@ def test_a_file_that_no_worker_survives_fails_alone(
 ) -> None:
     monkeypatch.setattr(ray_engine, "ATTEMPTS", 1)
     die = _ON_DARK.format(_DIE)
-    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": die}))
+    summary = segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(die)}))
     assert (summary.done, summary.failed) == (PICTURES - 1, 2)
     (error,) = (row["error"] for row in rows_of(tmp_path / "out") if row["file"].endswith("3.png"))
     assert error.startswith("3.png: 1 worker processes in a row ended while they had it in hand")
@@ -212,11 +218,11 @@ def test_a_fault_that_befalls_all_files_ends_the_run_with_its_message(
 ) -> None:
     full = _ON_DARK.format("(_ for _ in ()).throw(__import__('amsam_med.errors').errors.ConfigError('no room left'))")
     with pytest.raises(ConfigError, match=r"^no room left$"):
-        segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": full}))
+        segment([photos], tmp_path / "out", replace(options, overrides={"preprocessing": Expression(full)}))
 
 
 def test_a_defect_of_ours_keeps_its_traceback(photos: Path, tmp_path: Path, options: SegmentOptions) -> None:
-    broken = replace(options, overrides={"detector": "$lambda image: 1 / 0"})
+    broken = replace(options, overrides={"detector": Expression("$lambda image: 1 / 0")})
     with pytest.raises(RuntimeError, match=r"in a worker process:\n(.|\n)*ZeroDivisionError"):
         segment([photos], tmp_path / "out", broken)
 

@@ -96,7 +96,7 @@ def test_masks_are_those_of_the_bundles_parts_at_the_images_own_size(
     photos: Path, tmp_path: Path, options: SegmentOptions
 ) -> None:
     segment([photos], tmp_path / "out", options)
-    parser = open_bundle(options.bundle, "inference", {**options.overrides, "device": "$torch.device('cpu')"})
+    parser = open_bundle(options.bundle, "inference", {**options.overrides, "device": torch.device("cpu")})
     parts = {
         name: parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "network", "postprocessing")
     }

@@ -211,9 +211,13 @@ def test_the_hypergradients_differ_in_a_and_only_through_it(
         kind: run(tiny_bundle, labelled_folder, tmp_path / kind, hypergradient=kind, **rates).folder
         for kind in ("first-order", "unrolled", "exact")
     }
-    second_epochs = {kind: history_of(folder)[1]["lower_loss"] for kind, folder in folders.items()}
-    assert len(set(second_epochs.values())) == 3
-    assert second_epochs["unrolled"] == pytest.approx(second_epochs["exact"], rel=1e-2)
+    # One loss alone may be the same to its last digit.
+    losses = {
+        kind: tuple(row[name] for row in history_of(folder)[1:] for name in ("lower_loss", "upper_loss"))
+        for kind, folder in folders.items()
+    }
+    assert len(set(losses.values())) == 3
+    assert losses["unrolled"] == pytest.approx(losses["exact"], rel=1e-2)
 
 
 def test_without_prompts_no_detector_is_needed_and_no_box_is_used(

@@ -220,8 +220,15 @@ def test_what_a_killed_run_left_is_swept(tiny_bundle: Path, labelled_folder: Pat
     assert [path.name for path in tmp_path.glob(".*")] == [".notes.0123abcd.txt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("path", ["adapter.safetensors", "checkpoint.pt"])
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("adapter.safetensors", signal.SIGTERM),
+        ("checkpoint.pt", signal.SIGHUP),
+        ("history.csv", signal.SIGKILL),
+        ("checkpoint.pt", signal.SIGKILL),
+    ],
+)
 def test_a_run_that_is_told_to_end_goes_on_to_the_same_adapter(
     path: str, number: signal.Signals, finished: Path, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:

@@ -45,9 +45,13 @@ def trusted(bundle: str, is_trusted_now: bool) -> str:
         is_trusted_now: Whether ``--trust-bundle`` was given.
     """
     from amsam_med.bundle import locate_bundle
+    from amsam_med.errors import DataError
     from amsam_med.trust import bundle_digest, is_trusted, trust
 
-    root = locate_bundle(bundle)
+    try:
+        root = locate_bundle(bundle)
+    except DataError:
+        return bundle  # the verb says that there is none
     if is_trusted(root):
         return bundle
     if not is_trusted_now and sys.stdin is not None and sys.stdin.isatty():

@@ -113,7 +113,8 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
 @click.option(
     "--deidentify",
     is_flag=True,
-    help="Strip dicom-seg and dicom-sr by the DICOM standard's basic profile; new UIDs, the same in all runs into OUT.",
+    help="Strip dicom-seg and dicom-sr by the DICOM standard's basic profile; new UIDs, the same in all your runs into "
+    "OUT, and none of the old ones in names.",
 )
 @click.option("--store", is_flag=True, help="Send dicom-seg and dicom-sr to the DICOMweb server of the image.")
 @click.option(

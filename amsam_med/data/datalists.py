@@ -188,13 +188,16 @@ def few_shot_draw(items: Sequence[Item], shots: int | None, seed: int) -> list[I
 def refuse_output_among(items: Sequence[Item], output: Folder) -> None:
     """Refuse an output folder in a folder of images or masks, of which its files would become a part.
 
+    A hidden folder among them is none of theirs: the label server keeps its trainings in one.
+
     Raises:
         ConfigError: It is one of theirs, or lies in one.
     """
     folder = Path(output).resolve()
     inputs = {Path(path).parent for item in items for path in item.values()}
     for taken in {given.resolve() for given in inputs}:
-        if folder == taken or taken in folder.parents:
+        is_hidden = taken in folder.parents and any(one.startswith(".") for one in folder.relative_to(taken).parts)
+        if folder == taken or (taken in folder.parents and not is_hidden):
             raise ConfigError(
                 f"the output {output} lies among the images or masks in {taken}, which would take it for data; give "
                 "another folder"

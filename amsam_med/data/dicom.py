@@ -36,8 +36,8 @@ from pydicom.uid import (
 )
 
 from amsam_med.boxes import Size
+from amsam_med.data.decoder_process import decode_by_gdcm
 from amsam_med.data.dicom_header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
-from amsam_med.data.gdcm_process import decode_by_gdcm
 from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import count_scans, refuse_endless_scans, to_uint8, window_range
 from amsam_med.data.unpacking import inflated, unpacked
@@ -107,6 +107,7 @@ class DicomFile:
 
     format = "DICOM"
     part = "frame"
+    bytes_per_pixel = 32  # at most, measured: 5 for grey of 8 bits, 27 for JPEG
 
     def __init__(self, file: IO[bytes], window: tuple[float, float] | None = None) -> None:
         self._window = window

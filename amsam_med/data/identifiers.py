@@ -46,6 +46,7 @@ _STROKES = str.maketrans({"ø": "o", "æ": "ae", "ł": "l", "đ": "d", "\u0131":
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
+@quiet_decoders()
 def without_identifiers(source: Path | IO[bytes], text: str, secret: bytes | None = None) -> str:
     """A path as text, its parts replaced that hold the patient's name, an identifier or the date of birth.
 

@@ -103,6 +103,7 @@ class NiftiFile:
 
     format = "NIfTI"
     part = "slice"
+    bytes_per_pixel = 32  # at most, measured: 6 for int16, 25 for float64
 
     def __init__(
         self, file: IO[bytes], slice_axis: SliceAxis = "auto", window: tuple[float, float] | None = None

@@ -7,7 +7,9 @@ Animations are refused. Pages that nothing but damage or malice would have are r
 from __future__ import annotations
 
 import io
+import math
 import struct
+from functools import cached_property
 from typing import IO
 
 import numpy as np
@@ -16,6 +18,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
+from amsam_med.data.decoder_process import jpeg_damage
 from amsam_med.errors import DataError
 
 PAGE_LIMIT = 10_000
@@ -28,8 +31,11 @@ _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _TIFF_TAG_LIMIT = 500_000  # of all pages
 _EXIF_LIMIT = 128 << 10  # bytes; its tags may all point at the same data, and are all read
+_JPEGS = ("JPEG", "MPO")
+_CHECKED_BYTES = 256 << 20  # of a JPEG, at most; it goes to another process
 _SCAN = b"\xff\xda"  # begins a scan and occurs nowhere in its data
 _BLOCK = 1 << 20
+_BAND_PIXELS = 1 << 20  # that are brought to 8 bits or to RGB at once
 
 
 class PictureFile:
@@ -44,6 +50,7 @@ class PictureFile:
     """
 
     part = "page"
+    bytes_per_pixel = 16  # at most, measured: 4 in Pillow, 3 here, 4 to turn it; 6 for progressive JPEGs
     spacing_mm = None
 
     def __init__(self, file: IO[bytes], window: tuple[float, float] | None = None) -> None:
@@ -51,12 +58,22 @@ class PictureFile:
         self.format = str(self._picture.format)
         self.count = self._counted(file)
         self._window = window
-        if self.format in ("JPEG", "MPO"):
+        self._file = file
+        if self.format in _JPEGS:
             refuse_endless_scans(_scans(file))
 
     def close(self) -> None:
         """Let go of the pixels."""
         self._picture.close()
+
+    @cached_property
+    def damage(self) -> str:
+        """What is wrong inside of a JPEG that is decoded all the same; mostly, and of other formats, nothing."""
+        if self.format not in _JPEGS:
+            return ""
+        self._file.seek(0)
+        content = self._file.read(_CHECKED_BYTES)
+        return jpeg_damage(content) if len(content) < _CHECKED_BYTES else ""
 
     def size(self, index: int) -> Size:
         """(height, width) of a page, upright, from its header."""
@@ -76,13 +93,12 @@ class PictureFile:
             DataError: It is grey without a known white, and no window was given.
         """
         picture = self.upright(index)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            return np.repeat(_eight_bits(np.asarray(picture), self._window)[..., None], 3, axis=-1)
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            on_black = PIL.Image.new("RGBA", layer.size, (0, 0, 0, 255))
-            picture = PIL.Image.alpha_composite(on_black, layer)
-        return np.asarray(picture.convert("RGB"))
+        colours = np.empty((picture.height, picture.width, 3), np.uint8)
+        rows = max(1, _BAND_PIXELS // picture.width)
+        for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
+            bottom = min(top + rows, picture.height)
+            colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), self._window)
+        return colours
 
     def upright(self, index: int) -> PIL.Image.Image:
         """A page in its own mode, turned as its EXIF says; it changes with the next call."""
@@ -101,20 +117,36 @@ class PictureFile:
         return 1
 
 
+def _colours(picture: PIL.Image.Image, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """A picture as ``(H, W, 3)``, or ``(H, W, 1)`` where it is grey of more than 8 bits."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(picture), window)[..., None]
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        on_black = PIL.Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        picture = PIL.Image.alpha_composite(on_black, layer)
+    return np.asarray(picture.convert("RGB"))
+
+
 def to_uint8(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
     """Map ``low..high`` of an array of any shape linearly to 0..255, cutting off what lies outside.
 
     What is not finite becomes 0. If ``low`` is ``high``, everything does.
     """
+    shown = np.zeros(values.shape, np.uint8)
     if high == low:
-        return np.zeros(values.shape, np.uint8)
-    with np.errstate(all="ignore"):
-        shares = (values.astype(np.float64) - low) / (high - low)
-        if values.dtype.kind == "f":
-            shares[~np.isfinite(values)] = 0
-        shares = np.nan_to_num(shares, copy=False).clip(0, 1)
-    rounded: NDArray[np.uint8] = np.rint(255 * shares).astype(np.uint8)
-    return rounded
+        return shown
+    per_row = max(math.prod(values.shape[1:]), 1)
+    rows = max(1, _BAND_PIXELS // per_row)
+    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes a pixel, several times over
+        band = values[top : top + rows]
+        with np.errstate(all="ignore"):
+            shares = (band.astype(np.float64) - low) / (high - low)
+            if values.dtype.kind == "f":
+                shares[~np.isfinite(band)] = 0
+            shares = np.nan_to_num(shares, copy=False).clip(0, 1)
+        shown[top : top + rows] = np.rint(255 * shares)
+    return shown
 
 
 def window_range(window: tuple[float, float]) -> tuple[float, float]:

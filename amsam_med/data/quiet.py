@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")
+_LOGGERS = (
+    "nibabel.global",
+    "PIL.Image",
+    "PIL.TiffImagePlugin",
+    "pydicom",
+    "pydicom.pixels.decoders.base",
+    "pydicom.pixels.utils",
+)
 
 
 class _Reading(threading.local):

@@ -38,7 +38,7 @@ from amsam_med.data.nifti import NiftiFile, SliceAxis, is_nifti
 from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import PictureFile
 from amsam_med.data.quiet import quiet_decoders
-from amsam_med.errors import AmsamError, ConfigError, DataError
+from amsam_med.errors import AmsamError, ConfigError, DataError, TooLittleMemoryError
 
 PIXEL_LIMIT = 85_000_000
 """The largest image that is decoded: room for 60-megapixel cameras, below Pillow's own alarm at 89 million pixels."""
@@ -94,6 +94,27 @@ class ImageFile:
         self.format, self.count, self.part = self._source.format, self._source.count, self._source.part
         self.spacing_mm: tuple[float, float] | None = self._source.spacing_mm
         self.is_annotated = isinstance(self._source, DicomFile) and self._source.is_annotated
+
+    @property
+    def damage(self) -> str:
+        """What is wrong inside of a file whose pictures are shown all the same; mostly nothing.
+
+        Known of JPEGs, whose decoder goes on after damage: one line in its words. The first question costs about as
+        much as decoding, in a process of its own.
+        """
+        return self._source.damage if isinstance(self._source, PictureFile) else ""
+
+    def memory_bytes(self, index: int = 0) -> int:
+        """About the most memory that :meth:`pixels` takes for a picture while it works, what it returns included.
+
+        Args:
+            index: Which, counted from 0.
+
+        Raises:
+            DataError: There is no such picture, or it is damaged.
+        """
+        height, width = self.size(index)
+        return height * width * self._source.bytes_per_pixel
 
     def size(self, index: int = 0) -> Size:
         """(height, width) of a picture as :meth:`pixels` will show it, from its header alone.
@@ -329,7 +350,9 @@ def _named_faults(name: str) -> Iterator[None]:
         with quiet_decoders():
             yield
     except MemoryError:  # of which the file is not the cause
-        raise
+        raise TooLittleMemoryError(
+            f"{name}: this machine has too little memory to read it. Close other programs, or scale it down"
+        ) from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes: SyntaxError, struct.error, EOFError
         text = " ".join(f"{name}: {_fault(error)}".split())
         raise DataError(text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}...") from None

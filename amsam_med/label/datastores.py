@@ -10,6 +10,7 @@ import fnmatch
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -29,10 +30,12 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from numpy.typing import NDArray
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from amsam_med.data.dicom_header import DicomHeader, read_header
 from amsam_med.data.dicom_results import Algorithm, SegmentMeaning, highdicom
 from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.readers import IMAGE_SUFFIXES, image_size
+from amsam_med.data.readers import IMAGE_SUFFIXES, PIXEL_LIMIT, image_size
 from amsam_med.data.writers import atomic_path, write_mask_png
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.label.index import INDEX, checked_note, plain_name, plain_tag, read_index
@@ -44,7 +47,9 @@ LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)
 
 _FRESH_SECONDS = 5.0  # for which what a DICOMweb server has listed is taken for granted
 _STUDY_LEVEL = ("StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "AccessionNumber", "StudyDescription")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+_NOTED = [
+    int(pydicom.tag.Tag(name)) for name in ("ReferencedSeriesSequence", "SegmentSequence", "ContentDate", "ContentTime")
+]
 _UID = r"(?=[0-9.]{1,64}(/|$))[0-9]+(\.[0-9]+)*"
 _MEMBER = re.compile(f"{_UID}/{_UID}/{_UID}")  # study, series and instance; they become names of files
 _BY_PEOPLE = ("MANUAL", "SEMIAUTOMATIC")
@@ -492,25 +497,20 @@ class DicomWebStudies(FolderStudies):
     def _note(self, member: str, by_instance: Mapping[str, str]) -> None:
         """Note a segmentation on the server if it is a person's, of one of the images."""
         content = self._server.instance(member)
-        if _DEFLATED in content[:1024]:  # it might unpack to any size
-            _log.warning("The segmentation %s is compressed as a whole; it is left out", member)
-            return
         try:
-            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-            self._note_header(member, header, by_instance)
-        except Exception as error:  # a damaged dataset raises nearly anything when it is read
-            _log.warning("The segmentation %s is left out: %s", member, type(error).__name__)
-
-    def _note_header(self, member: str, header: pydicom.Dataset, by_instance: Mapping[str, str]) -> None:
-        instances = [
-            str(instance.ReferencedSOPInstanceUID)
-            for series in header.get("ReferencedSeriesSequence") or []
-            for instance in series.get("ReferencedInstanceSequence") or []
-        ]
-        kinds = {segment.get("SegmentAlgorithmType") for segment in header.get("SegmentSequence") or []}
+            header = read_header(io.BytesIO(content), _NOTED).dataset
+            instances = [
+                str(instance.ReferencedSOPInstanceUID)
+                for series in header.get("ReferencedSeriesSequence") or []
+                for instance in series.get("ReferencedInstanceSequence") or []
+            ]
+            kinds = {str(segment.get("SegmentAlgorithmType")) for segment in header.get("SegmentSequence") or []}
+            when = f"{header.get('ContentDate', '')}{header.get('ContentTime', '')}"
+        except Exception as error:  # values of a damaged dataset raise nearly anything when they are read
+            _log.warning("The segmentation %s is left out: %s", member, error)
+            return
         if len(instances) == 1 and instances[0] in by_instance and kinds and kinds <= set(_BY_PEOPLE):
             image = by_instance[instances[0]]
-            when = f"{header.get('ContentDate', '')}{header.get('ContentTime', '')}"
             self._reviewed[image] = max(self._reviewed.get(image, ("", "")), (when, member))
 
     def _fetch_label(self, image: str, member: str) -> None:
@@ -518,8 +518,8 @@ class DicomWebStudies(FolderStudies):
         self.get_image_uri(image)
         instance = self._members[image].rsplit("/", 1)[1]
         try:
-            if _DEFLATED in (content := self._server.instance(member))[:1024]:
-                raise DataError("it is compressed as a whole")
+            content = self._server.instance(member)
+            _refuse_bombs(read_header(io.BytesIO(content)))
             read = highdicom().seg.segread(io.BytesIO(content))
             (mask,) = read.get_pixels_by_source_instance(
                 [instance], combine_segments=True, ignore_spatial_locations=True, skip_overlap_checks=True
@@ -545,6 +545,15 @@ class DicomWebStudies(FolderStudies):
         if (count := max(1, int(mask.max(initial=0)))) > len(chosen):
             raise DataError(f"the label holds class {count}; known are {', '.join(named)}")
         return chosen[:count]
+
+
+def _refuse_bombs(header: DicomHeader) -> None:
+    """Refuse a segmentation that would become far more in memory than it is now."""
+    if header.syntax == DeflatedExplicitVRLittleEndian:
+        raise DataError("it is compressed as a whole; store it without")
+    sides = [int(header.dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames")]
+    if math.prod(sides) > PIXEL_LIMIT:
+        raise DataError(f"it has {math.prod(sides):,} pixels, at most {PIXEL_LIMIT:,} are decoded")
 
 
 def _mapping(given: object) -> Mapping[str, Any]:

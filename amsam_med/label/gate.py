@@ -137,7 +137,7 @@ class Gate:
     def _stranger(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         """Why whoever asks does not belong here."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if host not in self.hosts and host != _own_address(scope):
+        if host not in self.hosts and host not in _own_addresses(scope):
             name = ascii(host)[1:-1][:80]
             return Refusal(
                 421,
@@ -203,7 +203,7 @@ def hosts_of(address: str, port: int, named: Iterable[str] = ()) -> set[str]:
         named: Names or addresses that the user trusts, with or without a port.
     """
     own = _LOOPBACK if address in _ANY else (*_LOOPBACK, _bracketed(address.lower()))
-    hosts = {f"{name}:{port}" for name in own} | (set(own) if port == 80 else set())
+    hosts = {f"{name}:{port}" for name in own} | set(own)  # libraries of DICOMweb leave the port out
     for name in named:
         plain = _bracketed(name.lower())
         hosts |= {plain, f"{plain}:{port}"}
@@ -217,10 +217,10 @@ def _bracketed(address: str) -> str:
         return address
 
 
-def _own_address(scope: Scope) -> str:
-    """The address of this machine that a client has reached, with its port: no site can have that as its name."""
+def _own_addresses(scope: Scope) -> Iterable[str]:
+    """The address of this machine that a client has reached: no site can have that as its name."""
     server: tuple[str, int | None] | None = scope.get("server")
-    return f"{_bracketed(server[0])}:{server[1]}" if server is not None else ""
+    return () if server is None else (_bracketed(server[0]), f"{_bracketed(server[0])}:{server[1]}")
 
 
 def _is_upload(scope: Scope) -> bool:

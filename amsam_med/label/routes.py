@@ -18,7 +18,8 @@ import types
 from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
 import jwt
 import requests
@@ -53,7 +54,11 @@ from requests import HTTPError, RequestException
 from amsam_med.errors import AmsamError, DataError
 from amsam_med.label.asked import asked
 from amsam_med.label.gate import BODY_LIMIT
+from amsam_med.label.server import as_dicom
 from amsam_med.label.tasks import ASKED_AT_ONCE
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 SERVED = (info, infer, wsi_infer, batch_infer, train, activelearning, scoring, datastore, ohif)
 """Parts of MONAI Label whose addresses there are."""
@@ -77,6 +82,7 @@ def routed_app() -> FastAPI:
     app: FastAPI = FastAPIOffline(
         docs_url="/", redoc_url="/docs", title=settings.MONAI_LABEL_PROJECT_NAME, lifespan=monailabel_app.lifespan
     )
+    app.add_middleware(_DicomOutput)
     app.mount("/static", StaticFiles(directory=monailabel_app.static_dir), name="static")
     turn = asyncio.Lock()
     routers = [_taking_turns(module.router, turn) for module in SERVED]
@@ -88,6 +94,21 @@ def routed_app() -> FastAPI:
     _mend_monailabel()
     _answer_plainly(app)
     return app
+
+
+class _DicomOutput:
+    """Has MONAI Label answer ``output=dicom_seg`` with a file that is one already; its own converter is not used."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        if scope["type"] == "http" and scope["path"].startswith("/infer/") and ("output", "dicom_seg") in query:
+            as_dicom.set(True)
+            query = [(name, "image" if name == "output" else value) for name, value in query]
+            scope = {**scope, "query_string": urlencode(query).encode()}
+        await self.app(scope, receive, send)
 
 
 def _taking_turns(router: APIRouter, turn: asyncio.Lock) -> APIRouter:

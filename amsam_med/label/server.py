@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from amsam_med import weights
 from amsam_med.data.readers import IMAGE_SUFFIXES
 from amsam_med.errors import ConfigError, MissingExtraError
+from amsam_med.scratch import scratch_folder, sweep_scratch
 from amsam_med.sources import DicomWeb
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def serve(
         DataError: The DICOMweb server does not answer.
     """
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="amsam-label-"))
+        sweep_scratch()  # uploads that a killed server has left
+        scratch = str(stack.enter_context(scratch_folder()))
         stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
         tempfile.tempdir = scratch  # uploads go where nothing else lies
         studies, conf = _located(studies, _absolute(conf))

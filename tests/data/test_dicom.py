@@ -489,3 +489,10 @@ def test_the_unpacked_copy_of_a_deflated_file_is_deleted(tmp_path: Path) -> None
         assert copy is not None
         file.close()
     assert copy.closed
+
+
+@pytest.mark.parametrize(("value", "is_annotated"), [("YES", True), ("NO", False), ("", False)])
+def test_text_that_is_burned_in_is_told(tmp_path: Path, value: str, is_annotated: bool) -> None:
+    path = write_grey(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), BurnedInAnnotation=value)
+    with open_image(path) as file:
+        assert file.is_annotated == is_annotated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -22,6 +23,7 @@ from amsam_med.data.readers import (
     read_mask,
 )
 from amsam_med.errors import DataError
+from tests.bounded import run_bounded
 
 # MONAI's loader builds all its readers, and one of them warns that its decoder is missing.
 monai_loader = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
@@ -266,3 +268,53 @@ def test_real_masks_and_images_agree_in_size(data_root: Path) -> None:
         mask = read_mask(data_root / "human_vikram" / "masks" / f"{path.stem}.png")
         assert read_image(path).pixels.shape[1:] == mask.shape == image_size(path)
         assert set(np.unique(mask)) == {0, 1}
+
+
+def test_a_jpeg_that_is_damaged_inside_is_shown_and_says_so(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    PIL.Image.fromarray(noise).resize((600, 400)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    half = len(content) // 2
+    (tmp_path / "b.jpg").write_bytes(content[:half] + bytes(300) + content[half + 300 :])
+    (tmp_path / "c.png").write_bytes((tmp_path / "a.jpg").read_bytes())
+    for name, damage in {"a.jpg": "", "b.jpg": "Corrupt JPEG data", "c.png": ""}.items():
+        with open_image(tmp_path / name) as file:
+            assert file.pixels().shape == (3, 400, 600)
+            assert file.damage.startswith(damage)
+            assert bool(file.damage) == bool(damage)
+
+
+def test_real_jpegs_have_no_damage(data_root: Path) -> None:
+    paths = sorted((data_root / "ham10000").rglob("*.jpg"))[::60]
+    assert len(paths) >= 40
+    for path in paths:
+        with open_image(path) as file:
+            assert file.damage == ""
+
+
+def test_too_little_memory_is_not_the_fault_of_the_picture(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8000, 8000)).save(tmp_path / "a.png")
+    imports = "from amsam_med.data.readers import open_image\nfrom amsam_med.errors import TooLittleMemoryError"
+    code = """
+with open_image(sys.argv[1]) as file:
+    try:
+        file.pixels()
+    except TooLittleMemoryError as error:
+        print(isinstance(error, MemoryError), file.memory_bytes(), error)
+"""
+    said = run_bounded(imports, code, tmp_path / "a.png", megabytes=200).said
+    assert said.startswith("True 1024000000 a.png: this machine has too little memory to read it. Close other")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_what_cannot_be_looked_into_counts_as_an_image_where_dicom_may_have_such_a_name(tmp_path: Path) -> None:
+    for name in ("IM0001", "1.2.840.113", "notes.txt", "longer", "gone"):
+        os.symlink({"longer": "a" * 300, "gone": "nowhere"}.get(name, name), tmp_path / name)
+    found = [name for name in os.listdir(tmp_path) if is_image_file(tmp_path / name)]
+    assert sorted(found) == ["1.2.840.113", "IM0001", "longer"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_without_a_suffix_counts_as_an_image(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").touch(mode=0)
+    assert is_image_file(tmp_path / "IM0001")

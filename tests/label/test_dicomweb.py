@@ -180,7 +180,7 @@ def test_training_takes_people_s_segmentations_from_the_server_and_no_others(cli
     assert client.next_sample("first", {})["id"] in others[3:]
     client.train_start("amsam_isic", {})
     status = wait_for_training(client)
-    assert status["status"] == "DONE", status
+    assert status["status"] == "DONE", "\n".join(status["details"])
     assert client.info()["train_stats"]["amsam_isic"]["versions"][0]["examples"] == 4
     kept = server.log.with_name("kept") / "labels" / "final" / f"{others[0]}.png"
     np.testing.assert_array_equal(read_mask(kept), read_mask(clinic.masks[others[0]]))

@@ -54,6 +54,12 @@ def post(server: Server, path: str, **what: Any) -> tuple[int, str]:
         ("/proxy/dicom/qido/studies", {}, 404, "the studies are a folder"),
         ("/activelearning/none", {"json": {}}, 404, "no such strategy"),
         ("/train/none", {"json": {}}, 404, "there is no model 'none'"),
+        ("/infer/amsam_isic?image=x", {"data": {"params": "[" * 5000}}, 400, "nested too deep"),
+        ("/infer/amsam_isic?image=x", {"data": {"params": '{"model": {}}'}}, 422, "entry 'model'"),
+        ("/infer/amsam_isic", {"files": {"file": ("x." + "y" * 300, b"x")}}, 400, "cannot be that of a file"),
+        ("/infer/amsam_isic", {"files": {"file": ("x.png", b"x"), "label": ("x.bin", b"x")}}, 422, "scribbles are not"),
+        ("/batch/infer/amsam_isic", {"json": {"images": 5}}, 422, "entry 'images"),
+        ("/batch/infer/none", {"json": {}}, 404, "there is no model 'none'"),
         ("/scoring/none", {"json": {}}, 404, "there is no method 'none'"),
     ],
 )
@@ -63,6 +69,36 @@ def test_a_wrong_request_gets_a_plain_answer(
     found, detail = post(server, path, **what)
     assert (found, text in detail) == (status, True), detail
     assert "Traceback" not in detail
+
+
+@pytest.mark.parametrize(
+    "path", ["/ohif/..", "/ohif/%2e%2e", "/ohif/%00", "/static/..%2f..%2fapp.py", "/ohif/" + "x" * 300]
+)
+def test_a_page_that_is_none_is_no_file_of_this_machine(server: Server, path: str) -> None:
+    request = requests.Request("GET", server.address).prepare()
+    request.url = server.address + path  # as it is: the library would resolve the dots
+    with requests.Session() as session:
+        answer = session.send(request, timeout=60)
+    assert answer.status_code in (200, 404)
+    assert "def " not in answer.text or "<html" in answer.text.lower()
+
+
+def test_a_batch_on_a_cpu_segments_its_images(server: Server) -> None:
+    url = f"{server.address}/batch/infer/amsam_isic"
+    body = {"max_batch_size": 2, "device": "cuda", "multi_gpu": True, "gpus": "all", "max_workers": 4}
+    answer = requests.post(url, params={"run_sync": True}, json=body, timeout=120)
+    kept = {path.stem for path in (server.studies / "labels" / "original").iterdir()}
+    assert (answer.status_code, len(answer.json())) == (200, 2), answer.text
+    assert kept == answer.json().keys()
+
+
+def test_what_a_task_does_not_know_does_not_reach_its_process(server: Server) -> None:
+    """MONAI Label would import modules from a folder that the client names, and set a variable of the environment."""
+    body = {"bundle_path": "/tmp", "gpus": "0; x", "y": "final", "model": "amsam_isic"}
+    answer = requests.post(f"{server.address}/scoring/dice", json=body, timeout=60)
+    requests.delete(f"{server.address}/scoring/", timeout=60)
+    request = answer.json()["request"]
+    assert {**request, "gpus": "all"} == {"method": "dice", "y": "final", "gpus": "all"}
 
 
 @pytest.mark.parametrize(

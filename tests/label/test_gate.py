@@ -65,7 +65,7 @@ def through() -> Gate:
     return Gate(echo, hosts_of("127.0.0.1", 8000))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LOCALHOST:8000", "[::1]:8000"])
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LOCALHOST:8000", "[::1]:8000", "127.0.0.1"])
 def test_this_machine_has_its_own_names(through: Gate, host: str) -> None:
     assert ask(through, {"host": host})[0] == 200
 
@@ -73,7 +73,7 @@ def test_this_machine_has_its_own_names(through: Gate, host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:80", "127.0.0.1.evil.example:8000", ""),
+        *("evil.example", "evil.example:8000", "127.0.0.1:80", "127.0.0.1:8001", "127.0.0.1.evil.example:8000", ""),
         *("localhost.evil.example:8000", "evil.example:8000@127.0.0.1:8000", "0.0.0.0:8000", "10.0.0.1:8000", "\u00e4"),
     ],
 )

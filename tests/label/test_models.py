@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,14 @@ def test_a_version_that_does_worse_is_kept_but_not_used(
     assert [version.number for version in model.versions()] == [1, 2]
     assert (better.number, worse.number, model.current()) == (1, 2, better)
     assert (before.version, model.segment(picture).version) == (0, 1)
+
+
+def test_versions_may_lie_hidden_among_the_images(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn / "images", tmp_path / "studies")
+    pairs = examples(drawn, 2)
+    inside = [{**pair, "image": str(tmp_path / "studies" / Path(pair["image"]).name)} for pair in pairs]
+    model = LabelModel("amsam_isic", tmp_path / "studies" / ".amsam" / "amsam_isic", "tiny-general")
+    assert model.learn(inside).number == 1
 
 
 def test_one_example_is_too_few(model: LabelModel, drawn: Path) -> None:

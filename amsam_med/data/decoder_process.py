@@ -1,8 +1,9 @@
-"""Frames that only gdcm decodes, in a process of their own.
+"""Decoders in a process of their own: one that may bring its process down, and one that speaks to its error output.
 
 On some damaged frames gdcm ends the process that it runs in, as an exception of C++ that nobody catches does. One file
-must not end a run of thousands, so gdcm gets a process that may end. It starts with the first frame that needs it,
-serves all threads one after another, and ends with the program.
+must not end a run of thousands. Of a JPEG that is damaged inside, libjpeg makes what it can and tells only the error
+output, which belongs to the whole process; Pillow drops even that. So both get a process that may end, and whose output
+is read. It starts with the first image that needs it, serves all threads one after another, and ends with the program.
 
 Run as a script, this file is that process. It imports nothing of the package.
 """
@@ -15,6 +16,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import IO, Any
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 TIME_LIMIT = 60.0
 """Seconds for a frame."""
 
+_DAMAGES = ("Corrupt JPEG data", "Premature end of JPEG")
 _LENGTHS = struct.Struct("<QQ")  # of a message's two parts: JSON, and bytes
 
 
@@ -52,6 +55,32 @@ def decode_by_gdcm(coded: bytes, syntax: str, options: dict[str, Any]) -> tuple[
     Raises:
         RuntimeError: gdcm cannot decode it, or ended, or took too long.
     """
+    answer, pixels = _asked({"syntax": syntax, "options": options}, coded)
+    if "shape" not in answer:
+        raise RuntimeError("gdcm cannot decode this frame")
+    return np.frombuffer(pixels, answer["dtype"]).reshape(answer["shape"]), str(answer["kind"])
+
+
+def jpeg_damage(coded: bytes) -> str:
+    """What libjpeg finds wrong in a JPEG that it decodes all the same; mostly nothing.
+
+    It notices data that end too early or go on too long, and codes that there are not: a damaged stretch nearly always,
+    a single bit in one of six cases.
+
+    Args:
+        coded: The file.
+
+    Returns:
+        One line in libjpeg's words; empty also where it cannot be asked, as without OpenCV.
+    """
+    try:
+        answer, _ = _asked({"jpeg": True}, coded)
+    except RuntimeError:
+        return ""
+    return str(answer.get("said", ""))
+
+
+def _asked(head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     with _served.turn:
         process = _running()
         assert process.stdin is not None
@@ -59,16 +88,13 @@ def decode_by_gdcm(coded: bytes, syntax: str, options: dict[str, Any]) -> tuple[
         watchdog = threading.Timer(TIME_LIMIT, process.kill)
         watchdog.start()
         try:
-            _send(process.stdin, {"syntax": syntax, "options": options}, coded)
-            answer, pixels = _receive(process.stdout)
+            _send(process.stdin, head, body)
+            return _receive(process.stdout)
         except (OSError, EOFError):
             _stop()
-            raise RuntimeError("gdcm ended") from None
+            raise RuntimeError("the decoder ended") from None
         finally:
             watchdog.cancel()
-    if "shape" not in answer:
-        raise RuntimeError("gdcm cannot decode this frame")
-    return np.frombuffer(pixels, answer["dtype"]).reshape(answer["shape"]), str(answer["kind"])
 
 
 def _running() -> subprocess.Popen[bytes]:
@@ -118,6 +144,31 @@ def _exactly(pipe: IO[bytes], length: int) -> bytes:
 
 
 def _answer(head: dict[str, Any], coded: bytes) -> tuple[dict[str, Any], bytes]:
+    return ({"said": _said_by_libjpeg(coded)}, b"") if "jpeg" in head else _decoded_by_gdcm(head, coded)
+
+
+def _said_by_libjpeg(coded: bytes) -> str:
+    try:
+        import cv2
+    except ImportError:
+        return ""
+    with tempfile.TemporaryFile() as output:
+        before = os.dup(2)
+        os.dup2(output.fileno(), 2)
+        try:
+            # An eighth of the size takes least time, and all codes are read for it.
+            cv2.imdecode(np.frombuffer(coded, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        except cv2.error:  # too large for it, or not a JPEG as it knows them
+            return ""
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        output.seek(0)
+        lines = output.read(1 << 16).decode("ascii", errors="replace").splitlines()
+    return next((line.strip()[:100] for line in lines if line.startswith(_DAMAGES)), "")
+
+
+def _decoded_by_gdcm(head: dict[str, Any], coded: bytes) -> tuple[dict[str, Any], bytes]:
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -134,7 +185,7 @@ def _answer(head: dict[str, Any], coded: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what gdcm prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what decoders print is no answer
     while True:
         try:
             _send(answers, *_answer(*_receive(sys.stdin.buffer)))
