@@ -73,9 +73,9 @@ def _signals() -> None:
     for number, codes in _STOPPED.items():
         name = signal.Signals(number).name
         low = "" if number == signal.SIGINT else "M3 "
-        for kind, fill in (("pictures", _pictures), ("an archive", _archive)):
+        for kind, fill in (("a folder", _pictures), ("an archive", _archive)):
 
-            @case(SIGNALS, f"{low}{name} while {kind} are segmented")
+            @case(SIGNALS, f"{low}{name} while {kind} is segmented")
             def segmenting(
                 world: World, number: int = number, codes: Any = codes, fill: Callable[[World], None] = fill
             ) -> None:
