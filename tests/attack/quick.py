@@ -31,7 +31,7 @@ QUICK = {
     "records of train: M11 checkpoint.pt of a pickle of code",
     "labelled folders: M11 masks that are all black, train",
     "labelled folders: C2 a folder called by code, train",
-    "signals: M3 SIGTERM while pictures are segmented",
+    "signals: M3 SIGTERM while an archive is segmented",
     "kill -9: M10 segment, within a file of many pages, whose first pages are not done again",
     "disks: Low an output of 5,000 letters",
     "changing files: H5 a volume that is emptied while it is read",
