@@ -22,6 +22,8 @@ from amsam_med.errors import AmsamError
 DEBUG_VARIABLE = "AMSAM_DEBUG"
 """Environment variable; 1 shows the traceback of every error."""
 
+_LONGEST_MESSAGE = 4000  # characters
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 UNREAD = 141
@@ -104,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
     except click.ClickException as error:
+        if len(error.message) > _LONGEST_MESSAGE:  # it quotes a word without end
+            error.message = f"{error.message[: _LONGEST_MESSAGE // 2]} ... {error.message[-_LONGEST_MESSAGE // 2 :]}"
         with suppress(OSError):
             error.show()
         code = error.exit_code

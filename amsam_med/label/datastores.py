@@ -528,7 +528,7 @@ class DicomWebStudies(FolderStudies):
                 label = Path(scratch) / f"label{PNG}"
                 write_mask_png(mask.astype(np.uint8), label)
                 info = {"SOPInstanceUID": member.rsplit("/", 1)[1]}
-                super().save_label(image, str(label), DefaultLabelTag.FINAL, info)
+                super().save_label(image, str(label), DefaultLabelTag.FINAL.value, info)
         except Exception as error:  # as above
             _log.warning("The segmentation %s is no label: %s", member, error)
 
