@@ -80,7 +80,10 @@ class LazyGroup(click.Group):
         except AmsamError as error:
             if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise
-            raise click.ClickException(str(error)) from error
+            text = str(error)
+            if len(text) > _LONGEST_MESSAGE:  # it quotes a word without end
+                text = f"{text[: _LONGEST_MESSAGE // 2]} ... {text[-_LONGEST_MESSAGE // 2 :]}"
+            raise click.ClickException(text) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,8 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
     except click.ClickException as error:
-        if len(error.message) > _LONGEST_MESSAGE:  # it quotes a word without end
-            error.message = f"{error.message[: _LONGEST_MESSAGE // 2]} ... {error.message[-_LONGEST_MESSAGE // 2 :]}"
         with suppress(OSError):
             error.show()
         code = error.exit_code
