@@ -38,7 +38,7 @@ from amsam_med.boxes import Size
 from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import to_uint8, window_range
 from amsam_med.data.unpacking import first_bytes, unpacked
-from amsam_med.errors import DataError
+from amsam_med.errors import AmsamError, DataError
 
 VOLUME_LIMIT = 4 << 30
 """The largest compressed volume, in bytes as it is unpacked."""
@@ -75,11 +75,13 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         DataError: Its header is damaged.
     """
-    with open_regular(path) as file:
-        header = NiftiFile(file)._header
     try:
+        with open_regular(path) as file:
+            header = NiftiFile(file)._header
         affine, units = header.get_best_affine(), header.get_xyzt_units()
-    except Exception:  # what nibabel raises depends on what is damaged
+    except AmsamError as error:
+        raise DataError(f"{path.name}: {error}") from None
+    except Exception:  # what nibabel and gzip raise depends on what is damaged
         raise DataError(f"{path.name}: a NIfTI header without a sensible orientation. Export it again") from None
     return Geometry(tuple(header.get_data_shape()[:3]), affine, units)
 
