@@ -6,13 +6,13 @@ turn it into one. What does not fit is refused as a whole, in one sentence that 
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from amsam_med.errors import AmsamError, DataError
+from amsam_med.opening import open_regular
 
 RECORD_LIMIT = 64 * 2**20
 """The largest file that is read as a record, in bytes."""
@@ -71,10 +71,10 @@ def read_record(
         AmsamError: As for :func:`checked`; or the file cannot be read, or is larger.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-            raise error(f"{path.name}: not a regular file; {remedy}")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(limit + 1)
+    except DataError:
+        raise error(f"{path.name}: not a regular file; {remedy}") from None
     except OSError as fault:
         raise error(f"{path.name}: cannot be read ({fault.strerror or fault}); {remedy}") from None
     if len(content) > limit:

@@ -401,11 +401,8 @@ class _File:
 
     def flags(self) -> tuple[str, ...]:
         """Why all pictures of the file deserve a look; mostly none."""
-        damage = getattr(self._image, "damage", "")  # known once a picture is decoded, of formats that tell
-        found = {
-            FileFlag.DAMAGED: bool(damage),
-            FileFlag.BURNED_IN: self._image is not None and self._image.is_annotated,
-        }
+        assert self._image is not None
+        found = {FileFlag.DAMAGED: bool(self._image.damage), FileFlag.BURNED_IN: self._image.is_annotated}
         return tuple(flag.value for flag, is_so in found.items() if is_so)
 
     def pixel_count(self, index: int) -> int:

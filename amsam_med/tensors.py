@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from amsam_med.errors import AmsamError, WeightsError
+from amsam_med.errors import AmsamError, DataError, WeightsError
+from amsam_med.opening import open_regular
 
 HEADER_LIMIT = 2**20
 """The longest header of a safetensors file that is read, in bytes; ours have some 30,000."""
@@ -31,15 +32,13 @@ def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[di
         WeightsError: The file is not there, damaged, or its header is absurdly long; a tensor holds NaN or infinity.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
-            raise WeightsError(f"{path.name} is not a regular file; {remedy}")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        if not 0 < length <= min(HEADER_LIMIT, status.st_size):
+            size = os.fstat(stream.fileno()).st_size
+        if not 0 < length <= min(HEADER_LIMIT, size):
             raise WeightsError(
                 f"{path.name} cannot be read as safetensors (a header of {length:,} bytes, a file of "
-                f"{status.st_size:,}; at most {HEADER_LIMIT:,} are read); {remedy}"
+                f"{size:,}; at most {HEADER_LIMIT:,} are read); {remedy}"
             )
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -47,6 +46,8 @@ def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[di
             state = {name: file.get_tensor(name) for name in names}
     except WeightsError:
         raise
+    except DataError:
+        raise WeightsError(f"{path.name} is not a regular file; {remedy}") from None
     except Exception as error:  # safetensors' own, the system's, and torch's of types that it does not know
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path.name} cannot be read as safetensors ({reason}); {remedy}") from None

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
 from amsam_med.weights import bundles_folder
 
@@ -132,23 +131,12 @@ def register_bundles() -> None:
 
 
 def trust_file() -> Path:
-    """Where a user's trust is remembered; ``XDG_CONFIG_HOME`` is respected on every platform."""
-    if root := os.environ.get("XDG_CONFIG_HOME"):
-        base = Path(root)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = _home() / ".config"
-    return base / "amsam-med" / "trusted-bundles.json"
+    """Where a user's trust is remembered.
 
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise ConfigError("this user has no home folder; name one for settings with XDG_CONFIG_HOME") from None
+    Raises:
+        ConfigError: The user has no home folder.
+    """
+    return user_folder("settings") / "trusted-bundles.json"
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import PositiveInt, RootModel
 
 from amsam_med.errors import WeightsError
+from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
 
 if TYPE_CHECKING:
@@ -252,16 +252,12 @@ def sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept for this user; ``XDG_CACHE_HOME`` is respected on every platform."""
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(root)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "amsam-med" / "weights"
+    """Where downloaded weights are kept for this user.
+
+    Raises:
+        ConfigError: The user has no home folder.
+    """
+    return user_folder("cache") / "weights"
 
 
 def bundles_folder() -> Path:

@@ -110,6 +110,16 @@ def test_masks_are_those_of_the_bundles_parts_at_the_images_own_size(
         assert np.array_equal(written, expected)
 
 
+def test_a_jpeg_that_is_damaged_inside_is_segmented_and_flagged(tmp_path: Path, options: SegmentOptions) -> None:
+    whole = write_picture(tmp_path / "in" / "whole.jpg", 20, (600, 400)).read_bytes()
+    half = len(whole) // 2
+    (tmp_path / "in" / "damaged.jpg").write_bytes(whole[:half] + bytes(300) + whole[half + 300 :])
+    segment([tmp_path / "in"], tmp_path / "out", options)
+    flags = {Path(row["file"]).name: "damaged-file" in row["flags"].split(";") for row in rows_of(tmp_path / "out")}
+    assert flags == {"damaged.jpg": True, "whole.jpg": False}
+    assert "damaged-file" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_row_tells_box_area_and_trust_in_the_images_pixels(
     photos: Path, tmp_path: Path, options: SegmentOptions
 ) -> None:

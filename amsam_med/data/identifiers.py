@@ -25,9 +25,9 @@ from pydicom.valuerep import PersonName
 
 from amsam_med.data.dicom import is_named_dicom
 from amsam_med.data.dicom_header import read_header, starts_as_dicom
-from amsam_med.data.opening import open_regular
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import DataError
+from amsam_med.opening import open_regular
 
 _NAMED = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
 _NUMBERED = ("PatientID", "OtherPatientIDs", "AccessionNumber")

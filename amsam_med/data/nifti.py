@@ -35,10 +35,10 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import to_uint8, window_range
 from amsam_med.data.unpacking import first_bytes, unpacked
 from amsam_med.errors import AmsamError, DataError
+from amsam_med.opening import open_regular
 
 VOLUME_LIMIT = 4 << 30
 """The largest compressed volume, in bytes as it is unpacked."""

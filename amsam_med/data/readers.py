@@ -35,10 +35,10 @@ from amsam_med.boxes import Size
 from amsam_med.data.dicom import DicomFile, is_named_dicom
 from amsam_med.data.dicom_header import starts_as_dicom
 from amsam_med.data.nifti import NiftiFile, SliceAxis, is_nifti
-from amsam_med.data.opening import open_regular
 from amsam_med.data.pictures import PictureFile
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import AmsamError, ConfigError, DataError, TooLittleMemoryError
+from amsam_med.opening import open_regular
 
 PIXEL_LIMIT = 85_000_000
 """The largest image that is decoded: room for 60-megapixel cameras, below Pillow's own alarm at 89 million pixels."""

@@ -275,7 +275,6 @@ def load_detector(path: str | Path, min_confidence: float | None = None, trust_p
     except ConfigError as error:
         raise WeightsError(f"{path.name}: {error}; {_REMEDY}") from None
     refuse_other_shapes(weights.state, detector.network.state_dict(), path.name, f"{what}; {_REMEDY}")
-    refuse_non_finite(weights.state, path.name, _REMEDY)
     detector.network.load_state_dict(weights.state)
     detector.fuse()
     refuse_non_finite(detector.network.state_dict(), path.name, _REMEDY)  # a variance below zero shows here

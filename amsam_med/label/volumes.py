@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import Field
 from amsam_med.boxes import Size
 from amsam_med.data.readers import PIXEL_LIMIT, image_size, read_mask
 from amsam_med.errors import DataError
+from amsam_med.opening import open_regular
 from amsam_med.schema import Record, checked
 
 VOLUMES = (".nrrd", ".nii.gz", ".nii")
@@ -78,9 +78,7 @@ def read_label(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
         _expect(image_size(path), size)
         return read_mask(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-            raise DataError(f"{path.name}: not a regular file; {_REMEDY}")
-        with path.open("rb") as file:
+        with _opened(path) as file:
             ids = _nrrd(file, size) if name.endswith(".nrrd") else _nifti(file, name.endswith(".gz"), size)
     except (OSError, EOFError, zlib.error):
         raise _damaged(_ending(name)) from None
@@ -89,6 +87,13 @@ def read_label(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     if not np.array_equal(ids, label):
         raise DataError("the label holds values that are not whole numbers of 0 to 255; send class ids")
     return label
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open_regular(path)
+    except DataError:
+        raise DataError(f"{path.name}: not a regular file; {_REMEDY}") from None
 
 
 def write_volume(mask: NDArray[np.uint8], path: Path) -> None:

@@ -21,6 +21,8 @@ QUICK = {
     "bundles: Low inference.yaml of nothing",
     "bundles: Low metadata.json that is no JSON",
     "bundles: inference.yaml of 20,000 brackets",
+    "identifiers: H4 a typed path that tells the name",
+    "identifiers: M6 a file called by its UID, de-identified",
     "words: Low an input of 5,000 letters",
     "words: Low a server's address that is none",
     "streams: Low a full device, segment",

@@ -336,6 +336,35 @@ def _identifiers() -> None:
         )
 
 
+@case("identifiers", "H4 a typed path that tells the name")
+def _typed(world: World) -> None:
+    folder = world.input / "Quimby_Jane"
+    folder.mkdir()
+    (folder / "Quimby_Jane.dcm").write_bytes(written(dataset(PatientName="Quimby^Jane")))
+    _segment_unnamed(world, "Quimby", source=folder / "Quimby_Jane.dcm")
+
+
+@case("identifiers", "M6 a file called by its UID, de-identified")
+def _called_by_uid(world: World) -> None:
+    uid = "1.2.826.0.1.3680043.8.498.471147114711"
+    (world.input / f"{uid}.dcm").write_bytes(written(dataset(SOPInstanceUID=uid)))
+    _segment_unnamed(world, uid, "--deidentify", "--format", "png,dicom-seg")
+    secrets = [path for path in world.output.rglob("*") if path.is_file() and b"salt" in path.read_bytes()]
+    assert not secrets, f"what makes the new identifiers lies beside the results: {secrets}"
+
+
+def _segment_unnamed(world: World, word: str, *options: str, source: Path | None = None) -> None:
+    """Segment; afterwards no result may hold a word, in its name or within."""
+    _ = world.before
+    assert_plain(world.segment(*options, source=source), (0,), "Results are in")
+    assert_whole(world.output)
+    results = [path for path in world.output.rglob("*") if path.is_file()]
+    assert results
+    telling = [path for path in results if word in str(path.relative_to(world.output))]
+    telling += [path for path in results if word.encode() in path.read_bytes()]
+    assert not telling, f"they still tell: {telling}"
+
+
 _attributes()
 _syntaxes()
 _lengths()
