@@ -69,7 +69,6 @@ SOURCES = {
     "dermoscopic": (DermoscopicPhotographyImageStorage, "DMS", 1),
     "secondary capture": (SecondaryCaptureImageStorage, "OT", 1),
     "true color, 3 frames": (MultiFrameTrueColorSecondaryCaptureImageStorage, "OT", 3),
-    "dermoscopic, 2 frames": (DermoscopicPhotographyImageStorage, "DMS", 2),
     "grey, 3 frames": (MultiFrameGrayscaleByteSecondaryCaptureImageStorage, "OT", 3),
 }
 """SOP class, modality and number of frames of the kinds of images that are segmented."""

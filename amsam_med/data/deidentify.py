@@ -45,6 +45,7 @@ _NEEDED: Mapping[BaseTag, _Action] = {  # by dermoscopic images, where the table
 _STANDARD_ROOT = "1.2.840.10008."  # UIDs that DICOM itself gives: classes, syntaxes, well-known frames of reference
 _DUMMIES = {"DA": "19000101", "TM": "000000", "DT": "19000101000000", "AS": "000Y", "DS": "0", "IS": "0", "OB": b"\0\0"}
 _DUMMY_TEXT = "REMOVED"
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _NUMBERS = ("FD", "FL", "SL", "SS", "UL", "US")
 _METHOD = "PS3.15 E.1 basic profile; pixels not cleaned"
 
@@ -62,8 +63,11 @@ def deidentified(dataset: Dataset, secret: bytes) -> Dataset:
 
     Attributes of table E.1-1 are removed where it allows that, else emptied, else given a dummy; private attributes,
     curves and overlays are removed. UIDs become others that belong to the same secret and the same old UID: files of a
-    study stay together, within a run and between runs, and without the secret nobody finds the old ones. Nothing
-    looks at pixels: names burned into an image stay.
+    study stay together, within a run and between runs, and without the secret nobody finds the old ones.
+
+    Nothing looks at pixels, and by PS3.3 C.7.1.1 "Patient Identity Removed" speaks for them, too. An image that says
+    of itself that text is burned into it (Burned In Annotation) is therefore refused with its pixels. Without them, as
+    the header that results are derived from, it is accepted: masks and numbers show none of the text.
 
     Args:
         dataset: An image or its header; it is not changed.
@@ -73,7 +77,7 @@ def deidentified(dataset: Dataset, secret: bytes) -> Dataset:
         A copy with Patient Identity Removed and the method's code (113100, DCM).
 
     Raises:
-        DataError: The dataset is a report, whose text no table can clean.
+        DataError: The dataset is a report, whose text no table can clean, or an image with text burned in.
         ConfigError: The secret is shorter than :data:`SHORTEST_SECRET`.
         MissingExtraError: dicom-anonymizer is not installed.
     """
@@ -83,6 +87,12 @@ def deidentified(dataset: Dataset, secret: bytes) -> Dataset:
         )
     if "ContentSequence" in dataset:
         raise DataError("a structured report cannot be de-identified by rules; de-identify the image that it is about")
+    has_pixels = any(keyword in dataset for keyword in _PIXELS)
+    if has_pixels and str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        raise DataError(
+            "text is burned into this image, perhaps the patient's name, and no pixels are cleaned here. Black it out "
+            "with another program first, and set Burned In Annotation to NO"
+        )
     clean = copy.deepcopy(dataset)
     _clean(clean, _rules(), secret)
     if isinstance(getattr(dataset, "file_meta", None), FileMetaDataset):

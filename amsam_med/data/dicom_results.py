@@ -13,10 +13,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VM
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DermoscopicPhotographyImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForProcessing,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SecondaryCaptureImageStorage,
+    UltrasoundImageStorage,
+    VLEndoscopicImageStorage,
+    VLMicroscopicImageStorage,
+    VLPhotographicImageStorage,
+    VLSlideCoordinatesMicroscopicImageStorage,
+    generate_uid,
+)
+from pydicom.valuerep import DA, TM, validate_value
 
 from amsam_med.data.deidentify import deidentified, without_dates
 from amsam_med.data.dicom_header import read_header as read_dicom_header
@@ -43,6 +65,23 @@ _PARSED: Mapping[str, Callable[[str], object]] = {
     "StudyTime": TM,
     **dict.fromkeys(("NumberOfFrames", "SeriesNumber", "InstanceNumber"), int),
 }
+_OF_ANIMALS = (
+    *("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence", "PatientSexNeutered"),
+    *("ResponsiblePerson", "ResponsibleOrganization"),
+)
+_OF_TRIALS = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")
+_TRIAL_SUBJECTS = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")
+_TRIAL_TEXTS = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+_OF_CONTAINERS = ("IssuerOfTheContainerIdentifierSequence", "ContainerTypeCodeSequence")
+_PLAIN_CHARACTER_SETS = ("ISO_IR 6", "ISO_IR 100", "ISO_IR 192")
+_VALIDATED = ("AS", "CS", "DA", "DS", "DT", "IS", "LO", "SH", "TM")
+_SINGLE_FRAME = (  # by PS3.3: frames of theirs cannot be referred to
+    *(ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing),
+    *(DigitalMammographyXRayImageStorageForPresentation, DigitalMammographyXRayImageStorageForProcessing),
+    *(CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage, UltrasoundImageStorage),
+    *(SecondaryCaptureImageStorage, VLEndoscopicImageStorage, VLMicroscopicImageStorage),
+    *(VLSlideCoordinatesMicroscopicImageStorage, VLPhotographicImageStorage, DermoscopicPhotographyImageStorage),
+)
 _SEXES = ("", "M", "F", "O")
 _SERIES_OFFSET = {"SEG": 1000, "SR": 2000}  # above the numbers that modalities give
 _SERIES_NUMBERS = 100_000  # of source series, beyond which they start again: the attribute has 31 bits
@@ -141,7 +180,19 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
         if keyword not in header:
             setattr(header, keyword, None)
     _refuse_bad_values(source, header)
-    return header if secret is None else deidentified(header, secret)
+    if frames_of(header) > 1 and header.SOPClassUID in _SINGLE_FRAME:
+        raise DataError(
+            f"{source.name}: {frames_of(header)} frames in a DICOM class for one, {header.SOPClassUID.name}, so that "
+            "no result can name a frame. Export it as a Multi-frame Secondary Capture, or choose another format"
+        )
+    with header_faults(source, "result"):
+        _make_unicode(header)
+        _drop_bad_values(header)
+        _complete(header)
+        if secret is not None:
+            header = deidentified(header, secret)
+            _complete(header)
+    return header
 
 
 def whole_header(path: Path) -> Dataset:
@@ -243,6 +294,77 @@ def _refuse_bad_values(source: Path, header: Dataset) -> None:
         bad.append("PatientSex")
     if bad:
         raise DataError(f"{source.name}: DICOM does not allow the value of {', '.join(bad)}. Correct the file's header")
+
+
+def _make_unicode(header: Dataset) -> None:
+    """Texts in UTF-8 where highdicom does not know how they are encoded."""
+    if header.get("SpecificCharacterSet") not in (None, "", *_PLAIN_CHARACTER_SETS):
+        header.decode()
+        header.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _drop_bad_values(header: Dataset) -> None:
+    """Remove optional attributes whose value is not allowed, and write old dates as they are written today.
+
+    Texts that are too long and UIDs with zeros in front stay, as other systems find a study by them.
+    """
+    for keyword in ("PatientBirthDate", "StudyDate"):  # 1985's way to write them is read, but no longer written
+        if "." in str(header.get(keyword) or ""):
+            header[keyword].value = str(header.get(keyword)).replace(".", "")
+    for element in list(header):
+        is_needed = element.keyword in (*_REQUIRED, *_MAY_BE_EMPTY) or element.VR in ("SQ", "UI")
+        if not is_needed and element.VR in _VALIDATED and not element.is_empty and not _is_allowed(element):
+            del header[element.tag]
+
+
+def _is_allowed(element: DataElement) -> bool:
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    most = dictionary_VM(element.tag)
+    if most == "1" and len(values) > 1:
+        return False
+    try:
+        for value in values:
+            validate_value(element.VR, str(value), RAISE)
+    except ValueError:
+        return False
+    return element.keyword != "PatientIdentityRemoved" or element.value in ("YES", "NO")
+
+
+def _complete(header: Dataset) -> None:
+    """Give modules that are there but not whole what the standard asks for, PS3.3 C.7.1.1 and C.7.1.3; or remove them.
+
+    What cannot be known becomes empty where it may be.
+    """
+    if header.get("PatientIdentityRemoved") == "YES" and not (
+        header.get("DeidentificationMethod") or header.get("DeidentificationMethodCodeSequence")
+    ):
+        header.DeidentificationMethod = "not stated in the image"
+    elif "DeidentificationMethod" in header and not header.DeidentificationMethod:
+        del header.DeidentificationMethod
+    is_animal = header.get("PatientSpeciesDescription") or header.get("PatientSpeciesCodeSequence")
+    for keyword in _OF_ANIMALS if is_animal else ():
+        if keyword not in header:
+            setattr(header, keyword, None)
+    if header.get("ResponsiblePerson") and not header.get("ResponsiblePersonRole"):
+        header.ResponsiblePerson = None
+    if not header.get("ResponsiblePerson"):
+        header.pop("ResponsiblePersonRole", None)
+    is_trial = all(map(header.get, _OF_TRIALS)) and any(map(header.get, _TRIAL_SUBJECTS))
+    if is_trial:
+        for keyword in _TRIAL_TEXTS:
+            if keyword not in header:
+                setattr(header, keyword, None)
+    else:
+        for element in list(header):
+            if element.keyword.startswith("ClinicalTrial"):
+                del header[element.tag]
+    if header.get("SpecimenDescriptionSequence"):
+        for keyword in _OF_CONTAINERS:
+            if keyword not in header:
+                setattr(header, keyword, None)
+    else:
+        for keyword in ("SpecimenDescriptionSequence", "ContainerIdentifier", *_OF_CONTAINERS):
+            header.pop(keyword, None)
 
 
 def _is_parsed(header: Dataset, keyword: str, parse: Callable[[str], object]) -> bool:

@@ -112,11 +112,20 @@ def _lies_in_patient(header: Dataset) -> bool:
     shared = header.get("SharedFunctionalGroupsSequence")
     if not shared:
         needed = ("ImagePositionPatient", "ImageOrientationPatient", *_MEASURES)
-        return "NumberOfFrames" not in header and all(header.get(keyword) for keyword in needed)
+        is_alone = "NumberOfFrames" not in header and all(header.get(keyword) for keyword in needed)
+        return is_alone and _is_orthogonal(header.ImageOrientationPatient)
     places = [group.get("PlanePositionSequence") for group in header.get("PerFrameFunctionalGroupsSequence") or []]
     known = [tuple(place[0].ImagePositionPatient) for place in places if place and "ImagePositionPatient" in place[0]]
     is_whole = "PlaneOrientationSequence" in shared[0] and all(map(_measures(shared).get, _MEASURES))
     return is_whole and len(set(known)) == frames_of(header)
+
+
+def _is_orthogonal(orientation: Sequence[float]) -> bool:
+    """Whether six numbers are two unit vectors at a right angle."""
+    if len(orientation) != 6:
+        return False
+    vectors = np.asarray([float(number) for number in orientation]).reshape(2, 3)
+    return bool(np.allclose(vectors @ vectors.T, np.eye(2), atol=1e-3))
 
 
 def _measures(shared: Sequence[Dataset]) -> Dataset:
@@ -136,7 +145,7 @@ def _beside_frames(
     if not all(map(shell.get, _MEASURES)):  # highdicom cannot read its own spacing without a thickness
         shell.pop("PixelSpacing", None)
     segmentation = make(shell, np.zeros((1, _SHELL_SIDE, _SHELL_SIDE), np.uint8))
-    if "SpecimenDescriptionSequence" in header:
+    if header.get("SpecimenDescriptionSequence"):
         segmentation.copy_specimen_information(header)
     if "FrameOfReferenceUID" in header:
         segmentation.FrameOfReferenceUID = header.FrameOfReferenceUID

@@ -38,7 +38,6 @@ COLUMNS: dict[str, float | None] = {
     "border_irregularity": 1.0321,
     "red_mean_inside_u8": 101.25,
 }
-VALID_KINDS = [kind for kind in SOURCES if kind != "dermoscopic, 2 frames"]
 
 
 def write(folder: Path, kind: str, with_segmentation: bool = True, **attributes: Any) -> tuple[Path, Path | None, Path]:
@@ -57,7 +56,7 @@ def write(folder: Path, kind: str, with_segmentation: bool = True, **attributes:
 
 
 @pytest.mark.parametrize("with_segmentation", [True, False])
-@pytest.mark.parametrize("kind", VALID_KINDS)
+@pytest.mark.parametrize("kind", SOURCES)
 def test_dciodvfy_finds_no_error(tmp_path: Path, kind: str, with_segmentation: bool) -> None:
     _, _, path = write(tmp_path, kind, with_segmentation)
     assert dciodvfy_errors(path) == []
