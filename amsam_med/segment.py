@@ -51,7 +51,7 @@ from amsam_med.records import JOURNAL, Earlier, Records, read_run
 from amsam_med.schema import Record, checked
 from amsam_med.scratch import sweep_scratch
 from amsam_med.sources import InputFile, Inputs, list_inputs
-from amsam_med.stages import Outcome, Reading, Stages
+from amsam_med.stages import Outcome, Reading, Stages, cannot_write
 from amsam_med.views import ViewKind
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -339,10 +339,7 @@ def _room_in(output: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         what = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(
-            f"{output}: cannot be written to ({what}). Make room, or give another output folder; what is done stays "
-            "done, and the same command does the rest"
-        ) from error
+        raise cannot_write(output, what) from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{output / JOURNAL} cannot be used ({error}). If it is damaged, delete it: then all images are done again"

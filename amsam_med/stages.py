@@ -580,6 +580,14 @@ class _Admitted:
         self._used -= self._sizes.pop(file.name, 0)
 
 
+def cannot_write(output: Path, what: str) -> ConfigError:
+    """What to say of an output folder that takes nothing more; ``what`` is the system's word."""
+    return ConfigError(
+        f"{output}: cannot be written to ({what}). Make room, or give another output folder; what is done stays done, "
+        "and the same command does the rest"
+    )
+
+
 def _jobs(files: Iterable[_File]) -> Iterator[_Job]:
     for file in files:
         for index in range(file.count):
@@ -595,10 +603,7 @@ def _faults_of(work: _File | _Job, output: Path | None = None) -> Iterator[None]
         raise
     except Exception as error:  # whatever it is, the other images are to be done
         if output is not None and isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise ConfigError(
-                f"{output}: cannot be written to ({error.strerror}). Make room; what is done stays done, and the same "
-                "command does the rest"
-            ) from None
+            raise cannot_write(output, error.strerror or str(error)) from None
         file = work if isinstance(work, _File) else work.file
         if is_out_of_memory(error) and not isinstance(error, MemoryError):
             error = MemoryError()
