@@ -1,13 +1,14 @@
-"""Pre-train a compact base from random weights, promptable by box, points, an earlier mask or nothing.
+"""Pre-train a compact base on ImageNet features, promptable by box, points, an earlier mask or nothing.
 
-    python pipelines/pretrain.py --data DATA -o RUN --mix tiny --minutes 150
-    python pipelines/pretrain.py --data DATA -o RUN --mix tiny-general --minutes 150
+    python -m pipelines.pretrain --data DATA -o RUN --mix tiny --minutes 150
+    python -m pipelines.pretrain --data DATA -o RUN --mix tiny-general --minutes 150
 
 Every step shows the network a batch of images with several prompts each, which share the image's embedding, as in SAM's
-own training. The first prompt is none at all where the image has a whole object to find; the others are jittered boxes
-and points, on the whole and on parts. In a third of the steps a second round follows: a point where the first mask was
-wrong, and the first mask itself as prompt. A run that is killed continues where it stopped when the same command is
-given again. The result, ``RUN/MIX.safetensors``, holds the exponential average of the weights in fp16.
+own training. The first prompt is none at all where the image has a whole object to find, or nothing: then the mask is
+to be empty. The others are jittered boxes and points, on the whole and on parts. In a third of the steps a second round
+follows: a point where the first mask was wrong, and the first mask itself as prompt. A run that is killed continues
+where it stopped when the same command is given again. The result, ``RUN/MIX.safetensors``, holds the exponential
+average of the weights in fp16.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from amsam_med import weights
 from amsam_med.boxes import box_from_mask, jitter_boxes
 from amsam_med.data.writers import atomic_path
 from amsam_med.learn.loss import SegmentationLoss
@@ -37,11 +39,19 @@ from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
 from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from amsam_med.tensors import read_tensors
+from pipelines.imagenet import load_imagenet_weights
 from pipelines.restart import RestartableRun
 from pipelines.scenes import FINISHES, IDS, MINIMUM_AREA, MIXES, PASTED, Bank, Items, Scene
 
 BOX_JITTERS = (0.02, 0.05, 0.1)
 POINT_SHARE = 0.3
+BACKGROUND_POINT_SHARE = 0.3
+"""Of the groups of points: one more point each that is not part of what is asked for, beside it where there is room."""
+NO_PROMPT_SHARE = 0.5
+"""Of the images with several parts: those that are also asked for their whole without a prompt."""
+FROZEN_STAGES = 2
+"""First stages of a pretrained backbone that stay as they are: half of the time that the backbone takes."""
 SECOND_ROUND_SHARE = 0.35
 IOU_WEIGHT = 0.1
 CHECKPOINT_EVERY_S = 120.0
@@ -59,6 +69,9 @@ class Recipe:
 
     Attributes:
         backbone: timm's name of the encoder's network.
+        is_pretrained: Begin with ImageNet weights of the backbone and keep its first stages.
+        start: Base whose prompt encoder and decoder to begin with, or empty.
+        backbone_rate: Learning rate of the backbone, of the others' rate.
         batch_size: Images a step.
         prompts: Most prompts an image; images with one mask get no more than two.
         peak_rate: Highest learning rate of AdamW.
@@ -69,13 +82,16 @@ class Recipe:
     """
 
     backbone: str = COMPACT_BACKBONE
+    is_pretrained: bool = True
+    start: str = ""
+    backbone_rate: float = 0.5
     batch_size: int = 8
-    prompts: int = 3
+    prompts: int = 4
     peak_rate: float = 1e-3
     ema_decay: float = 0.998
     lambda_dice: float = 0.8
     has_second_round: bool = True
-    is_bf16: bool = True
+    is_bf16: bool = False
 
 
 class Prompts(NamedTuple):
@@ -99,9 +115,12 @@ class Prompts(NamedTuple):
 
 
 def draw_prompts(scene: Scene, most: int) -> list[Prompts]:
-    """Choose masks and prompts for a batch: up to one group each of no prompt, boxes and points."""
-    chosen: dict[str, list[tuple[int, Tensor]]] = {"none": [], "box": [], "point": []}
+    """Choose masks and prompts for a batch: up to one group each of no prompt, nothing to find, boxes and points."""
+    chosen: dict[str, list[tuple[int, Tensor]]] = {"none": [], "nothing": [], "box": [], "point": []}
     for index in range(len(scene.images)):
+        if scene.is_empty[index]:
+            chosen["nothing"].append((index, torch.zeros_like(scene.ids[index, 0], dtype=torch.bool)))
+            continue
         for kind, target in _choose(scene.ids[index, 0], scene.whole[index], most):
             chosen[kind].append((index, target))
     return [_group(kind, entries) for kind, entries in chosen.items() if entries]
@@ -116,12 +135,21 @@ def predict(network: AmSam, embedding: Tensor, prompts: Prompts) -> Prediction:
 
 
 def prompt_loss(prediction: Prediction, targets: Tensor, mask_loss: nn.Module) -> Tensor:
-    """Dice and cross-entropy of one group's masks, and the squared error of the predicted IoU."""
+    """Dice and cross-entropy of one group's masks, and the squared error of the predicted IoU.
+
+    Of masks that are to be empty, all or none of a group, Dice says nothing: these have the cross-entropy alone, and an
+    IoU of 0, so that the network doubts what it draws there.
+    """
     target = _at_logits(targets)
     is_object = (prediction.mask_logits.argmax(dim=1, keepdim=True) == 1).float()
     union = torch.maximum(is_object, target).sum(dim=(1, 2, 3)).clamp_min(1)
     iou = (is_object * target).sum(dim=(1, 2, 3)) / union
-    loss: Tensor = mask_loss(prediction.mask_logits, target)
+    is_empty = not bool(target.any())
+    loss: Tensor = (
+        functional.cross_entropy(prediction.mask_logits, target[:, 0].long())
+        if is_empty
+        else mask_loss(prediction.mask_logits, target)
+    )
     return loss + IOU_WEIGHT * functional.mse_loss(prediction.predicted_iou[:, 1], iou)
 
 
@@ -219,19 +247,46 @@ class Run(RestartableRun):
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.peak_rate, weight_decay=0.05, fused=True
-        )
+        features = list(self.network.image_encoder.backbone.parameters())  # type: ignore[union-attr]
+        others = [p for name, p in self.network.named_parameters() if ".backbone." not in name]
+        groups = [{"params": features, "share": recipe.backbone_rate}, {"params": others, "share": 1.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, weight_decay=0.05, fused=True)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _build(self, input_size: int) -> AmSam:
         network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
-        if self.recipe.backbone != COMPACT_BACKBONE:
-            network.image_encoder = CompactImageEncoder(input_size, False, self.recipe.backbone)
+        network.image_encoder = CompactImageEncoder(input_size, False, self.recipe.backbone)
         return network
+
+    def begin(self) -> None:
+        """Fill the new network with what is known already: ImageNet's features, and how to follow a prompt."""
+        if self.recipe.is_pretrained:
+            load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)  # type: ignore[arg-type]
+        if self.recipe.start:
+            own, old = self.network.state_dict(), read_tensors(weights.find(self.recipe.start), "fetch it again")[0]
+            fitting = {key: value for key, value in old.items() if key in own and value.shape == own[key].shape}
+            head = ("prompt_encoder.", "mask_decoder.")
+            taken = {key: value for key, value in fitting.items() if key.startswith(head)}
+            self.network.load_state_dict({**own, **taken})
+            print(f"{len(taken)} tensors of {self.recipe.start}", flush=True)
+        self.average.module.load_state_dict(self.network.state_dict())
+
+    def train_mode(self) -> None:
+        """Training mode, but for the first stages of a pretrained backbone, which stay as they are."""
+        self.network.train()
+        for stage in self._frozen():
+            stage.requires_grad_(False).eval()
+
+    def _frozen(self) -> list[nn.Module]:
+        if not self.recipe.is_pretrained:
+            return []
+        backbone: Any = self.network.image_encoder.backbone
+        return [backbone.conv_stem, backbone.bn1, *backbone.blocks[:FROZEN_STAGES]]
 
     def restore(self) -> None:
         """Continue from the restart file, if there is one, with the fused optimiser also where the file knows none."""
+        if not self.checkpoint.is_file():
+            self.begin()
         super().restore()
         for group in self.optimizer.param_groups:
             group["fused"] = True
@@ -240,7 +295,7 @@ class Run(RestartableRun):
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""
         network = self._build(self.network.input_size)
         network.load_state_dict(self.average.module.state_dict())
-        network.image_encoder.fuse()  # the compact encoder's
+        network.image_encoder.fuse()  # type: ignore[operator]  # the compact encoder's
         state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
         target = self.folder / f"{self.name}.safetensors"
         with atomic_path(target) as path:
@@ -285,9 +340,9 @@ def train(
             break
         if not (groups := draw_prompts(scene, recipe.prompts)):
             continue  # nothing large enough to ask for
-        run.network.train()
+        run.train_mode()
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run.elapsed / (60 * minutes), recipe.peak_rate)
+            group["lr"] = group["share"] * learning_rate(run.elapsed / (60 * minutes), recipe.peak_rate)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.is_bf16):
             loss = _step_loss(run.network, scene.images, groups, recipe.has_second_round, mask_loss)
         run.optimizer.zero_grad()
@@ -323,7 +378,7 @@ def _step_loss(
         share = len(group.image) / total
         prediction = predict(network, embedding, group)
         losses.append(share * prompt_loss(prediction, group.targets, mask_loss))
-        if is_twice:
+        if is_twice and group.targets.any():
             again = second_round(group, prediction)
             losses.append(share * prompt_loss(predict(network, embedding, again), again.targets, mask_loss))
     return torch.stack(losses).sum() / (2 if is_twice else 1)
@@ -350,6 +405,12 @@ def log_validation(run: Run, bank: Bank) -> None:
 @click.option("--cpu-time", is_flag=True, help="Count minutes of CPU time instead of the wall clock's.")
 @click.option("--input-size", type=int, help="One size from first to last.  [default: 160 px, then 256 px]")
 @click.option("--backbone", default=COMPACT_BACKBONE, help="timm's name of the encoder's network.")
+@click.option(
+    "--pretrained/--random", default=Recipe.is_pretrained, help="Begin with ImageNet weights of the backbone, or not."
+)
+@click.option("--start", default=Recipe.start, help="Base whose prompt encoder and mask decoder to begin with.")
+@click.option("--backbone-rate", default=Recipe.backbone_rate, help="Share of the learning rate for the backbone.")
+@click.option("--sizes", nargs=2, type=int, default=tuple(size for size, _ in STAGES), help="Pixels, first and last.")
 @click.option("--batch-size", default=Recipe.batch_size, help="Images a step.")
 @click.option("--prompts", default=Recipe.prompts, help="Most prompts an image.")
 @click.option("--learning-rate", default=Recipe.peak_rate)
@@ -370,6 +431,10 @@ def main(
     cpu_time: bool,
     input_size: int | None,
     backbone: str,
+    pretrained: bool,
+    start: str,
+    backbone_rate: float,
+    sizes: tuple[int, int],
     batch_size: int,
     prompts: int,
     learning_rate: float,
@@ -385,14 +450,27 @@ def main(
 ) -> None:
     """Pre-train a compact base on the folders under DATA."""
     torch.manual_seed(seed)
-    recipe = Recipe(backbone, batch_size, prompts, learning_rate, ema, lambda_dice, second_round, bf16)
+    recipe = Recipe(
+        backbone,
+        pretrained,
+        start,
+        backbone_rate,
+        batch_size,
+        prompts,
+        learning_rate,
+        ema,
+        lambda_dice,
+        second_round,
+        bf16,
+    )
 
     def with_pasted(shares: dict[str, float]) -> dict[str, float]:
         return shares if pasted else {**shares, PASTED: 0.0}
 
     bank = Bank(data, with_pasted(MIXES[mix]), with_overlays=overlays)
     print({name: len(items) for name, items in bank.train.items()}, flush=True)
-    for size, until in ((input_size, 1.0),) if input_size else STAGES:
+    stages = [(size, until) for size, (_, until) in zip(sizes, STAGES, strict=True)]
+    for size, until in [(input_size, 1.0)] if input_size else stages:
         run = Run(output, mix, recipe, torch.device(device), size)
         run.restore()
         print(f"{size} px from step {run.step}", flush=True)
@@ -410,7 +488,8 @@ def _choose(ids: Tensor, whole: Tensor, most: int) -> list[tuple[str, Tensor]]:
     parts = (torch.nonzero(areas[1:] >= MINIMUM_AREA).flatten() + 1).tolist()
     target_of_whole = whole.to(ids.device)[ids.long()]
     has_whole = bool(target_of_whole.sum() >= MINIMUM_AREA)
-    choices = [("none", target_of_whole)] if has_whole else []
+    is_asked = has_whole and (len(parts) == 1 or float(torch.rand(1)) < NO_PROMPT_SHARE)
+    choices = [("none", target_of_whole)] if is_asked else []
     order = [parts[i] for i in torch.randperm(len(parts)).tolist()]
     targets = [target_of_whole] if has_whole and (len(parts) == 1 or float(torch.rand(1)) < 0.5) else []
     if not (has_whole and len(parts) == 1):
@@ -432,9 +511,20 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
         return prompts._replace(boxes=jitter_boxes(tight, jitter, size))
     if kind == "point":
         pixel = torch.multinomial(prompts.targets.flatten(1), 1)
+        labels = torch.ones_like(pixel)
+        if float(torch.rand(1)) < BACKGROUND_POINT_SHARE:
+            pixel = torch.cat([pixel, _beside(prompts.targets)], dim=1)
+            labels = torch.cat([labels, torch.zeros_like(labels)], dim=1)
         points = torch.stack([pixel % size[1], pixel // size[1]], dim=2).float() + 0.5
-        return prompts._replace(points=points, labels=torch.ones_like(pixel))
+        return prompts._replace(points=points, labels=labels)
     return prompts
+
+
+def _beside(targets: Tensor) -> Tensor:
+    """A background pixel for each mask ``(P, 1, S, S)``, near the object where there is one: int64 ``(P, 1)``."""
+    reach = targets.shape[-1] // 8 * 2 + 1
+    near = functional.max_pool2d(targets, reach, stride=1, padding=reach // 2)
+    return torch.multinomial(((near - targets) + 1e-4 * (1 - targets) + 1e-9).flatten(1), 1)
 
 
 def _certain_box(target: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from amsam_med.synthetic.artefacts import scale_marks
+from amsam_med.synthetic.artefacts import add_bubbles, scale_marks
 from amsam_med.synthetic.strokes import cover, wandering_strokes
 
 BANK_SIZE = 288
@@ -47,6 +47,7 @@ class Source(NamedTuple):
         closest: Smallest part of the image's side that is shown: full-length photos make portraits, too.
         is_studio: Taken before a plain wall: what differs from the wall belongs to the person, also where the
             machine-made masks leave it out, as they do with necks and hems.
+        is_skin: Around its objects is skin, of which squares without any object are cut.
     """
 
     folder: str
@@ -55,11 +56,12 @@ class Source(NamedTuple):
     first: int = 0
     closest: float = 0.55
     is_studio: bool = False
+    is_skin: bool = False
 
 
 SOURCES = (
-    Source("isic2018/train"),
-    Source("ham10000"),
+    Source("isic2018/train", closest=0.35, is_skin=True),
+    Source("ham10000", is_skin=True),
     Source("human_vikram", turn=20.0, first=190),
     Source("pretrain/ccp", turn=20.0, closest=0.3),
     Source("pretrain/coco128", turn=15.0, has_whole=False),
@@ -74,10 +76,12 @@ SOURCES = (
 )
 PASTED = "pasted"
 """Name of the images made by pasting objects onto other photos, in a mix."""
+NOTHING = "nothing"
+"""Name of the images without any object, in a mix: scenery, and skin beside lesions."""
 MIXES: dict[str, dict[str, float]] = {
     "tiny": {
-        "isic2018/train": 0.30,
-        "ham10000": 0.14,
+        "isic2018/train": 0.26,
+        "ham10000": 0.12,
         "human_vikram": 0.12,
         "pretrain/ccp": 0.12,
         "pretrain/coco128": 0.04,
@@ -90,6 +94,7 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/fuseg": 0.015,
         "pretrain/magtile": 0.01,
         PASTED: 0.16,
+        NOTHING: 0.08,
     },
     "tiny-general": {
         "pretrain/ccp": 0.18,
@@ -103,13 +108,14 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/fuseg": 0.12,
         "pretrain/magtile": 0.06,
         PASTED: 0.29,
+        NOTHING: 0.05,
     },
 }
 """Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram."""
 FINISHES: dict[str, dict[str, float]] = {
     "tiny": {
         **MIXES["tiny"],
-        "isic2018/train": 0.40,
+        "isic2018/train": 0.36,
         "human_vikram": 0.14,
         "pretrain/ccp": 0.08,
         "pretrain/coco128": 0.03,
@@ -117,7 +123,7 @@ FINISHES: dict[str, dict[str, float]] = {
         "pretrain/weizmann": 0.005,
         "pretrain/davis16": 0.01,
         "pretrain/fuseg": 0.01,
-        PASTED: 0.12,
+        PASTED: 0.14,
     },
 }
 """Shares of a run's last stage where they differ: once the network can see, more of what the base is used for."""
@@ -126,11 +132,20 @@ OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
 OBJECT_SHARE = 0.15
 """Share of the pasted images that show a thing or an animal instead of a person."""
-GREY_SHARE = 0.06
+GREY_SHARE = 0.12
 """Share of the images that lose their colour."""
-OVERLAYS = 48
-OVERLAY_SHARE = 0.15
+OVERLAYS = 96
+OVERLAY_SHARE = 0.22
 """How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
+CIRCLE_SHARE, BUBBLES_SHARE, COARSE_SHARE = 0.15, 0.06, 0.2
+"""Shares of the images that are seen through a dark circle, lie under gel with bubbles, or have lost their detail."""
+HIDDEN = 0.15
+"""Of an image's light: what a dark circle leaves less of is hidden, and not part of any object."""
+SKIN_SHARE = 0.7
+"""Of the images without an object, where there are lesions to cut skin from: squares of skin, the rest is scenery."""
+SMALLEST_SKIN = 40
+SKIN_MARGIN = 5
+"""Pixels of the bank: the smallest side of a square of skin, and its distance from the object."""
 
 
 class Items(NamedTuple):
@@ -140,11 +155,13 @@ class Items(NamedTuple):
         images: uint8 ``(N, 3, BANK_SIZE, BANK_SIZE)``.
         ids: uint8 ``(N, 1, BANK_SIZE, BANK_SIZE)``, 0 for background.
         whole: bool ``(N, 256)``: which ids make up the whole object.
+        is_empty: bool ``(N,)``: there is no object of any kind, and without a prompt the answer is an empty mask.
     """
 
     images: Tensor
     ids: Tensor
     whole: Tensor
+    is_empty: Tensor
 
     def __len__(self) -> int:
         """N."""
@@ -152,7 +169,7 @@ class Items(NamedTuple):
 
     def take(self, index: Tensor | slice) -> Items:
         """A selection."""
-        return Items(self.images[index], self.ids[index], self.whole[index])
+        return Items(*(part[index] for part in self))
 
 
 class Scene(NamedTuple):
@@ -162,11 +179,13 @@ class Scene(NamedTuple):
         images: float32 ``(B, 3, S, S)`` in [0, 1].
         ids: uint8 ``(B, 1, S, S)``.
         whole: bool ``(B, 256)``.
+        is_empty: bool ``(B,)``.
     """
 
     images: Tensor
     ids: Tensor
     whole: Tensor
+    is_empty: Tensor
 
 
 def load_source(root: Path, source: Source) -> Items:
@@ -190,7 +209,7 @@ def load_source(root: Path, source: Source) -> Items:
     whole[:, 1:] = source.has_whole
     if (folder / "classes.csv").is_file():
         _mark_people(whole, folder / "classes.csv", [path.stem for path in paths])
-    return Items(images, ids, whole)
+    return Items(images, ids, whole, torch.zeros(len(paths), dtype=torch.bool))
 
 
 def with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -221,8 +240,10 @@ class Bank:
         self, root: Path, mix: Mapping[str, float] = MIXES["tiny"], held_out: float = 0.05, with_overlays: bool = True
     ) -> None:
         self.sources = tuple(source for source in SOURCES if source.folder in mix)
-        if unknown := mix.keys() - {PASTED, *(source.folder for source in self.sources)}:
-            raise ValueError(f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES or {PASTED!r}")
+        if unknown := mix.keys() - {PASTED, NOTHING, *(source.folder for source in self.sources)}:
+            raise ValueError(
+                f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES, {PASTED!r} or {NOTHING!r}"
+            )
         self.use_shares(mix)
         self.train: dict[str, Items] = {}
         self.validation: dict[str, Items] = {}
@@ -236,11 +257,13 @@ class Bank:
         self.people = [load_source(root, people), *(self.train[name] for name in PEOPLE[1:] if name in self.train)]
         self.objects = [self.train[name] for name in OBJECTS if name in self.train]
         self.scenery = [load_source(root, scenery), *(self.train[name] for name in SCENERY[1:] if name in self.train)]
+        self.skin = [self.train[source.folder] for source in self.sources if source.is_skin]
         self.overlays = draw_overlays(OVERLAYS) if with_overlays else None
 
     def use_shares(self, mix: Mapping[str, float]) -> None:
         """Draw from now on by other shares of the same sources."""
-        self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), mix.get(PASTED, 0.0)])
+        made = [mix.get(PASTED, 0.0), mix.get(NOTHING, 0.0)]
+        self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), *made])
 
     def scenes(self, batch_size: int, size: int, device: torch.device) -> Iterator[Scene]:
         """Endless augmented batches; randomness from torch's global generator."""
@@ -252,13 +275,15 @@ class Bank:
             scene = augment(Items(*(torch.cat(part).to(device) for part in parts)), limits, size)
             if self.overlays is not None:
                 scene = scene._replace(images=lay_over(scene.images, self.overlays))
-            yield scene
+            yield look_through_circles(scene)
 
     def _pick(self, index: int) -> tuple[Items, float, float]:
         """An image, its largest rotation in degrees and its closest view."""
         if index < len(self.sources):
             source = self.sources[index]
             return _one(self.train[source.folder]), source.turn, source.closest
+        if index > len(self.sources):
+            return self._nothing(), 180.0, 0.6
         scenery = _one(_any(self.scenery))
         if self.objects and _uniform(0, 1) < OBJECT_SHARE:
             return paste(_one(_any(self.objects)), scenery), 15.0, 0.7
@@ -266,9 +291,40 @@ class Bank:
             scenery = paste(_one(_any(self.people)), scenery)
         return paste(_one(_any(self.people)), scenery), 10.0, 0.7
 
+    def _nothing(self) -> Items:
+        """Skin beside a lesion, or scenery without people."""
+        while self.skin and _uniform(0, 1) < SKIN_SHARE:
+            if (square := cut_skin(_one(_any(self.skin)))) is not None:
+                return square
+        images, ids, whole, _ = _one(self.scenery[0])
+        return Items(images, ids, whole, torch.ones(1, dtype=torch.bool))
+
+
+def cut_skin(photo: Items) -> Items | None:
+    """The largest square of one photo that shows nothing of its object, or a part of that square, as an image.
+
+    Returns:
+        None where there is no square of :data:`SMALLEST_SKIN` pixels.
+    """
+    is_near = ndimage.maximum_filter(photo.ids[0, 0].numpy() > 0, size=2 * SKIN_MARGIN + 1, mode="constant")
+    reach = ndimage.distance_transform_cdt(np.pad(~is_near, 1), metric="chessboard")[1:-1, 1:-1]
+    half = int(reach.max())
+    if 2 * half < SMALLEST_SKIN:
+        return None
+    row, column = (int(place) for place in np.unravel_index(int(reach.argmax()), reach.shape))
+    half = int(_uniform(SMALLEST_SKIN / 2, half + 1))
+    square = photo.images[:, :, row - half + 1 : row + half, column - half + 1 : column + half]
+    pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode="bilinear", align_corners=False)
+    return Items(
+        pixels.round().to(torch.uint8),
+        torch.zeros_like(photo.ids),
+        torch.zeros_like(photo.whole),
+        torch.ones(1, dtype=torch.bool),
+    )
+
 
 def draw_overlays(count: int, seed: int = 0) -> Tensor:
-    """Hair of many kinds, every sixth time a ruler's scale instead.
+    """Hair of many kinds, from a few to a pelt, every sixth time a ruler's scale instead.
 
     Returns:
         uint8 ``(count, 1, BANK_SIZE, BANK_SIZE)``: how much of a pixel is covered, 255 for all of it.
@@ -284,7 +340,7 @@ def draw_overlays(count: int, seed: int = 0) -> Tensor:
             strokes = wandering_strokes(
                 rng,
                 size,
-                int(rng.integers(4, 45)),
+                int(rng.integers(4, 45)) if number % 2 else int(rng.integers(45, 100)),
                 length=(0.15, 0.9),
                 width=(0.5 * thickness, 1.4 * thickness),
                 bend=float(rng.uniform(0.3, 1.6)),
@@ -338,7 +394,7 @@ def paste(person: Items, scenery: Items) -> Items:
     ids = torch.where(alpha > 0.5, 2 if is_pasted_on else 1, scenery.ids if is_pasted_on else 0).to(torch.uint8)
     whole = torch.zeros_like(person.whole)
     whole[:, 1:3] = True
-    return Items(pasted.clamp(0, 255).to(torch.uint8), ids, whole)
+    return Items(pasted.clamp(0, 255).to(torch.uint8), ids, whole, torch.zeros_like(person.is_empty))
 
 
 def augment(batch: Items, limits: Tensor, size: int) -> Scene:
@@ -354,11 +410,19 @@ def augment(batch: Items, limits: Tensor, size: int) -> Scene:
     options: dict[str, Any] = {"padding_mode": "reflection", "align_corners": False}
     images = functional.grid_sample(batch.images.float() / 255, grid, mode="bilinear", **options)
     ids = functional.grid_sample(batch.ids.float(), grid, mode="nearest", **options).round().to(torch.uint8)
-    return Scene(recolour(images), ids, batch.whole)
+    return Scene(recolour(images), ids, batch.whole, batch.is_empty)
+
+
+def look_through_circles(scene: Scene) -> Scene:
+    """Darken the corners of some images: by vignettes, or a dermatoscope's black circle, which hides what it covers."""
+    b, _, size, _ = scene.images.shape
+    device = scene.images.device
+    light = torch.where(torch.rand(b, 1, 1, 1, device=device) < CIRCLE_SHARE, _vignette(b, size, device), 1.0)
+    return scene._replace(images=scene.images * light, ids=torch.where(light < HIDDEN, 0, scene.ids).to(torch.uint8))
 
 
 def recolour(images: Tensor) -> Tensor:
-    """Random brightness, contrast, saturation, colour cast, gamma, blur, vignette and noise of ``(B, 3, S, S)``."""
+    """Random brightness, contrast, saturation, colour cast, gamma, detail, bubbles and noise of ``(B, 3, S, S)``."""
     b, device = len(images), images.device
     draw = partial(_draw, b, device=device)
     grey = images.mean(dim=1, keepdim=True)
@@ -366,13 +430,15 @@ def recolour(images: Tensor) -> Tensor:
     images = grey + (images - grey) * draw(0.5, 1.4) * is_coloured
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * draw(0.7, 1.3)
-    images = (images * draw(0.75, 1.25) * draw(0.85, 1.15, channels=3)).clamp(1e-3, 1) ** draw(0.75, 1.33)
+    images = (images * draw(0.7, 1.3) * draw(0.8, 1.2, channels=3)).clamp(1e-3, 1) ** draw(0.7, 1.43)
+    for index in torch.nonzero(torch.rand(b) < COARSE_SHARE).flatten().tolist():
+        images[index : index + 1] = _coarse(images[index : index + 1])
+    for index in torch.nonzero(torch.rand(b) < BUBBLES_SHARE).flatten().tolist():
+        images[index] = _under_gel(images[index])
     if _uniform(0, 1) < 0.25:
         kernel = torch.tensor([1.0, 2.0, 1.0], device=device)
         weight = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)
         images = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="reflect"), weight, groups=3)
-    if _uniform(0, 1) < 0.25:
-        images = images * _vignette(b, images.shape[-1], device)
     return (images + torch.randn_like(images) * draw(0, 0.03)).clamp(0, 1)
 
 
@@ -390,13 +456,29 @@ def _random_affine(limits: Tensor) -> Tensor:
     return rows.view(count, 2, 3)
 
 
+def _coarse(image: Tensor) -> Tensor:
+    """An image ``(1, 3, S, S)`` of two to four times less detail, as from a small file or out of focus."""
+    size = image.shape[-1]
+    small = round(size / _uniform(2, 4))
+    less = functional.interpolate(image, size=(small, small), mode="bilinear", antialias=True)
+    return functional.interpolate(less, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _under_gel(image: Tensor) -> Tensor:
+    """An image ``(3, S, S)`` with bubbles; the synthetic ones, of which two in three pictures have none."""
+    rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
+    return torch.from_numpy(add_bubbles(image.cpu().numpy(), rng)).to(image)
+
+
 def _vignette(count: int, size: int, device: torch.device) -> Tensor:
-    """Dark corners, some of them the black circle of a dermatoscope: float ``(B, 1, S, S)``."""
+    """Dark corners, half of them the black circle of a dermatoscope: float ``(B, 1, S, S)``, the share of the light."""
     axis = torch.linspace(-1, 1, size, device=device)
-    radius = torch.sqrt(axis[:, None] ** 2 + axis[None] ** 2)[None, None]
-    edge = torch.empty(count, 1, 1, 1, device=device).uniform_(0.85, 1.5)
-    softness = torch.empty(count, 1, 1, 1, device=device).uniform_(0.01, 0.4)
-    return torch.sigmoid((edge - radius) / softness)
+    shift = torch.empty(2, count, 1, 1, 1, device=device).uniform_(-0.12, 0.12)
+    radius = torch.sqrt((axis[:, None] - shift[0]) ** 2 + (axis[None] - shift[1]) ** 2)
+    edge = torch.empty(count, 1, 1, 1, device=device).uniform_(0.75, 1.4)
+    is_circle = torch.rand(count, 1, 1, 1, device=device) < 0.5
+    soft = torch.empty(count, 1, 1, 1, device=device).uniform_(0.05, 0.4)
+    return torch.sigmoid((edge - radius) / torch.where(is_circle, 0.01, soft))
 
 
 def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:

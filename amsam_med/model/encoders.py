@@ -13,15 +13,18 @@ import timm
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.common import LayerNorm2d
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models import FeatureInfo
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amsam_med.model.decoder import EMBEDDING_CHANNELS
 from amsam_med.model.prompt import PATCH
 
 COMPACT_BACKBONE = "repvit_m0_9"
+"""timm's name of the compact encoder's network; networks whose layers carry batch norms end up without any."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -86,7 +89,8 @@ class CompactImageEncoder(nn.Module):
 
     Args:
         input_size: Side of the model input in pixels, a multiple of 32.
-        is_fused: Build the backbone with its parallel branches merged, as it is shipped; False for training it.
+        is_fused: Build the backbone with its parallel branches and its batch norms merged into its convolutions, as it
+            is shipped; False for training it.
         backbone_name: timm's name of a network with features at stride 8, 16 and 32.
     """
 
@@ -97,7 +101,9 @@ class CompactImageEncoder(nn.Module):
         super().__init__()
         backbone = timm.create_model(backbone_name, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
         self.input_size = input_size
-        self.backbone: nn.Module = reparameterize_model(backbone) if is_fused else backbone
+        self.backbone: nn.Module = backbone
+        if is_fused:
+            self.fuse().train()
         widths = cast(FeatureInfo, backbone.feature_info).channels()
         self.laterals = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in widths)
         self.smooth = nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False)
@@ -117,10 +123,35 @@ class CompactImageEncoder(nn.Module):
         embedding: Tensor = self.norm(self.smooth(functional.gelu(summed)))
         return embedding
 
-    def fuse(self) -> None:
-        """Merge the backbone's parallel training branches: the same function in fewer operations (in place)."""
+    def fuse(self) -> CompactImageEncoder:
+        """Merge the backbone's parallel branches and batch norms into its convolutions, in place: fewer operations.
+
+        Returns:
+            The encoder itself, in evaluation mode, computing the same function as before.
+        """
         self.eval()
         self.backbone = reparameterize_model(self.backbone)
+        _merge_batch_norms(self.backbone)
+        return self
+
+
+def _merge_batch_norms(module: nn.Module) -> None:
+    """Multiply each batch norm into the convolution that its module applies just before it, in place.
+
+    timm's blocks name their layers in the order in which they apply them; what lies between a convolution and its norm
+    is an identity.
+    """
+    convolution: tuple[str, nn.Conv2d] | None = None
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            convolution = name, child
+        elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+            setattr(module, convolution[0], fuse_conv_bn_eval(convolution[1], child))
+            setattr(module, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
+            convolution = None
+        elif not isinstance(child, nn.Identity):
+            _merge_batch_norms(child)
+            convolution = None
 
 
 def _resize_grid(table: Tensor, side: int) -> Tensor:
