@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med import weights
-from amsam_med.boxes import box_from_mask, jitter_boxes
+from amsam_med.boxes import box_from_mask, clip_boxes, jitter_boxes
 from amsam_med.data.writers import atomic_path
 from amsam_med.learn.loss import SegmentationLoss
 from amsam_med.model import AmSam, build_amsam
@@ -53,7 +53,7 @@ NO_PROMPT_SHARE = 0.5
 FROZEN_STAGES = 2
 """First stages of a pretrained backbone that stay as they are: half of the time that the backbone takes."""
 SECOND_ROUND_SHARE = 0.35
-IOU_WEIGHT = 0.1
+IOU_WEIGHT = 0.25
 CHECKPOINT_EVERY_S = 120.0
 AVERAGE_EVERY = 4
 """Steps between two updates of the average of the weights: each costs as much as an optimiser's step."""
@@ -115,11 +115,18 @@ class Prompts(NamedTuple):
 
 
 def draw_prompts(scene: Scene, most: int) -> list[Prompts]:
-    """Choose masks and prompts for a batch: up to one group each of no prompt, nothing to find, boxes and points."""
-    chosen: dict[str, list[tuple[int, Tensor]]] = {"none": [], "nothing": [], "box": [], "point": []}
+    """Choose masks and prompts for a batch: up to one group of each kind.
+
+    The kinds are no prompt, boxes and points where there are objects; no prompt and a detector's false boxes where
+    there is nothing.
+    """
+    kinds = ("none", "nothing", "false box", "box", "point")
+    chosen: dict[str, list[tuple[int, Tensor]]] = {kind: [] for kind in kinds}
     for index in range(len(scene.images)):
         if scene.is_empty[index]:
-            chosen["nothing"].append((index, torch.zeros_like(scene.ids[index, 0], dtype=torch.bool)))
+            nothing = torch.zeros_like(scene.ids[index, 0], dtype=torch.bool)
+            chosen["nothing"].append((index, nothing))
+            chosen["false box"].append((index, nothing))
             continue
         for kind, target in _choose(scene.ids[index, 0], scene.whole[index], most):
             chosen[kind].append((index, target))
@@ -134,23 +141,23 @@ def predict(network: AmSam, embedding: Tensor, prompts: Prompts) -> Prediction:
     return Prediction(prediction.mask_logits.float(), prediction.predicted_iou.float())
 
 
-def prompt_loss(prediction: Prediction, targets: Tensor, mask_loss: nn.Module) -> Tensor:
+def prompt_loss(prediction: Prediction, prompts: Prompts, mask_loss: nn.Module) -> Tensor:
     """Dice and cross-entropy of one group's masks, and the squared error of the predicted IoU.
 
     Of masks that are to be empty, all or none of a group, Dice says nothing: these have the cross-entropy alone, and an
-    IoU of 0, so that the network doubts what it draws there.
+    IoU of 0, so that the network doubts what it draws there. A false box asks for the doubt alone: whoever draws a box
+    shall get a mask.
     """
-    target = _at_logits(targets)
+    target = _at_logits(prompts.targets)
     is_object = (prediction.mask_logits.argmax(dim=1, keepdim=True) == 1).float()
     union = torch.maximum(is_object, target).sum(dim=(1, 2, 3)).clamp_min(1)
     iou = (is_object * target).sum(dim=(1, 2, 3)) / union
-    is_empty = not bool(target.any())
-    loss: Tensor = (
-        functional.cross_entropy(prediction.mask_logits, target[:, 0].long())
-        if is_empty
-        else mask_loss(prediction.mask_logits, target)
-    )
-    return loss + IOU_WEIGHT * functional.mse_loss(prediction.predicted_iou[:, 1], iou)
+    doubt = IOU_WEIGHT * functional.mse_loss(prediction.predicted_iou[:, 1], iou)
+    if target.any():
+        return doubt + mask_loss(prediction.mask_logits, target)
+    if prompts.boxes is not None:
+        return doubt
+    return doubt + functional.cross_entropy(prediction.mask_logits, target[:, 0].long())
 
 
 def second_round(prompts: Prompts, prediction: Prediction) -> Prompts:
@@ -377,10 +384,10 @@ def _step_loss(
     for group in groups:
         share = len(group.image) / total
         prediction = predict(network, embedding, group)
-        losses.append(share * prompt_loss(prediction, group.targets, mask_loss))
+        losses.append(share * prompt_loss(prediction, group, mask_loss))
         if is_twice and group.targets.any():
             again = second_round(group, prediction)
-            losses.append(share * prompt_loss(predict(network, embedding, again), again.targets, mask_loss))
+            losses.append(share * prompt_loss(predict(network, embedding, again), again, mask_loss))
     return torch.stack(losses).sum() / (2 if is_twice else 1)
 
 
@@ -509,6 +516,10 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
         tight = torch.stack([_certain_box(target) for target in targets]).to(targets.device)
         jitter = BOX_JITTERS[int(torch.randint(len(BOX_JITTERS), (1,)))]
         return prompts._replace(boxes=jitter_boxes(tight, jitter, size))
+    if kind == "false box":
+        corners = size[1] * torch.rand(len(entries), 2, 2, device=targets.device).sort(dim=1).values
+        corners[:, 1] = torch.maximum(corners[:, 1], corners[:, 0] + 0.15 * size[1])
+        return prompts._replace(boxes=clip_boxes(corners.flatten(1), size))
     if kind == "point":
         pixel = torch.multinomial(prompts.targets.flatten(1), 1)
         labels = torch.ones_like(pixel)
