@@ -1,13 +1,14 @@
 """Which encoder, input size and recipe the compact base is pre-trained with: short runs of equal CPU time.
 
-    python -m benchmarks.pretraining encoders --data DATA -o RUNS --minutes 4
-    python -m benchmarks.pretraining sizes --data DATA -o RUNS --minutes 4
+    python -m benchmarks.pretraining encoders --data DATA -o RUNS
+    python -m benchmarks.pretraining sizes --data DATA -o RUNS
     python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 4 --document docs/embedded-models.md
 
-Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; finished runs are
-not repeated. Dice is that of held-out images of all sources with a whole object (no prompt) and of parts of images
-with several masks (the truth's box); milliseconds an image are the encoder's in batches of 8 on all cores, its branches
-merged (encoders are compared at 256 px): let nothing else run beside it. The last line names the best.
+Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; a run that was
+stopped is continued, and a finished one is not repeated. Dice is that of held-out images, at their stored size: of all
+sources with a whole object (no prompt), and of parts of images with several masks (the truth's box). Milliseconds are
+those of encoder and decoder for one image on one thread, as it is shipped: let nothing else run beside it. The last
+line names the best.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import NamedTuple
 import click
 import torch
 
-from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.encoders import CompactImageEncoder
+from pipelines.pretrain import STAGES, Recipe
 from pipelines.reporting import table, write_block
 
-ENCODERS = (COMPACT_BACKBONE, "hgnetv2_b1", "mobilenetv4_conv_medium", "starnet_s3")
+ENCODERS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 RECIPES = {
     "the recipe": (),
     "no average of the weights": ("--ema", "0"),
@@ -39,10 +42,9 @@ RECIPES = {
     "nothing pasted": ("--no-pasted",),
     "Dice and cross-entropy 1:1": ("--lambda-dice", "0.5"),
 }
-SIZES = (128, 160, 192, 256)
+FIRST_SIZE, LAST_SIZE = (size for size, _ in STAGES)
+SIZES = (256, 320, 384)
 MEASURED = ("steps", "Dice, no prompt", "Dice of parts, box")
-INPUT_SIZE = 160
-BATCH_SIZE = 8
 
 
 class Outcome(NamedTuple):
@@ -61,7 +63,7 @@ class Outcome(NamedTuple):
 
 _data = click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 _output = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
-_minutes = click.option("--minutes", default=4.0, show_default=True, help="CPU time of each run.")
+_minutes = click.option("--minutes", default=20.0, show_default=True, help="CPU time of each run.")
 _document = click.option(
     "--document", type=click.Path(path_type=Path, exists=True), help="Where the table goes, between its marks."
 )
@@ -82,9 +84,9 @@ def encoders(data: Path, output: Path, minutes: float, document: Path | None) ->
     rows, reached = [], {}
     for name in ENCODERS:
         outcome = reached[name] = _run(data, output / name, minutes, ("--backbone", name))
-        encoder = _encoder(name, 256)
-        millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-        rows.append([f"`{name}`", f"{millions:.1f} M", f"{_milliseconds(encoder):.1f}", *_cells(outcome)])
+        network = _network(name, LAST_SIZE)
+        millions = sum(parameter.numel() for parameter in network.image_encoder.parameters()) / 1e6
+        rows.append([f"`{name}`", f"{millions:.1f} M", f"{_milliseconds(network):.1f}", *_cells(outcome)])
     _show("encoders", ["encoder", "parameters", "ms an image", *MEASURED], rows, reached, document)
 
 
@@ -94,12 +96,12 @@ def encoders(data: Path, output: Path, minutes: float, document: Path | None) ->
 @_minutes
 @_document
 def sizes(data: Path, output: Path, minutes: float, document: Path | None) -> None:
-    """Sides of the input in pixels, from first to last."""
+    """Sides of the input in a run's last stage, in pixels."""
     rows, reached = [], {}
     for size in SIZES:
-        folder = output / (COMPACT_BACKBONE if size == INPUT_SIZE else f"size-{size}")
-        outcome = reached[f"{size} px"] = _run(data, folder, minutes, ("--input-size", str(size)))
-        rows.append([f"{size} px", f"{_milliseconds(_encoder(COMPACT_BACKBONE, size)):.1f}", *_cells(outcome)])
+        folder = output / (Recipe.backbone if size == LAST_SIZE else f"size-{size}")
+        outcome = reached[f"{size} px"] = _run(data, folder, minutes, ("--sizes", str(FIRST_SIZE), str(size)))
+        rows.append([f"{size} px", f"{_milliseconds(_network(Recipe.backbone, size)):.1f}", *_cells(outcome)])
     _show("sizes", ["input", "ms an image", *MEASURED], rows, reached, document)
 
 
@@ -112,7 +114,7 @@ def recipes(data: Path, output: Path, minutes: float, document: Path | None) -> 
     """The recipe, and what each of its parts is worth."""
     reached = {}
     for name, options in RECIPES.items():
-        folder = output / (COMPACT_BACKBONE if not options else "_".join(options).strip("-"))
+        folder = output / (Recipe.backbone if not options else "_".join(options).strip("-"))
         reached[name] = _run(data, folder, minutes, options)
     rows = [[name, *_cells(outcome)] for name, outcome in reached.items()]
     _show("recipes", ["recipe", *MEASURED], rows, reached, document)
@@ -131,12 +133,12 @@ def _show(
 
 
 def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> Outcome:
-    """Do a run, or read what it did."""
+    """Do a run or what is left of it, or read what it did."""
     log = folder / "log.jsonl"
     if not log.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pipelines.pretrain", "--data", str(data), "-o", str(folder), "--cpu-time"]
-        command += ["--minutes", str(minutes), "--input-size", str(INPUT_SIZE), "--validate-every", "1000000", *options]
+        command += ["--minutes", str(minutes), "--validate-every", "1000000", *options]
         with (folder / "log.txt").open("a") as output:
             subprocess.run(command, check=True, stdout=output, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603  # a fixed list of words, no shell
     last = json.loads(log.read_text().splitlines()[-1])
@@ -146,25 +148,28 @@ def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> 
     return Outcome(last["step"], sum(none) / len(none), sum(box) / len(box))
 
 
-def _encoder(name: str, size: int) -> CompactImageEncoder:
-    """An encoder as it is used: its parallel branches merged."""
-    encoder = CompactImageEncoder(size, is_fused=False, backbone_name=name)
-    encoder.fuse()
-    return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def _network(backbone: str, size: int) -> AmSam:
+    """A network as it is used: its encoder's branches and norms merged."""
+    network = build_amsam("tiny", input_size=size, rank=0, calibration="none")
+    network.image_encoder = CompactImageEncoder(size, backbone_name=backbone)
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @torch.no_grad()
-def _milliseconds(encoder: CompactImageEncoder, rounds: int = 15) -> float:
-    """Of the median batch, an image."""
-    size = encoder.input_size
-    images = torch.rand(BATCH_SIZE, 3, size, size).contiguous(memory_format=torch.channels_last)
-    encoder(images)
+def _milliseconds(network: AmSam, rounds: int = 25) -> float:
+    """Of the median image with a box, on one thread."""
+    size = network.input_size
+    image = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    box = torch.tensor([[0.2, 0.2, 0.8, 0.8]]) * size
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        encoder(images)
+        network(image, box)
         seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds) / BATCH_SIZE
+    torch.set_num_threads(threads)
+    return 1000 * statistics.median(seconds)
 
 
 def _cells(outcome: Outcome) -> list[str]:

@@ -38,7 +38,7 @@ from amsam_med.learn.loss import SegmentationLoss
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.decoder import LOGIT_STRIDE
-from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from amsam_med.model.encoders import CompactImageEncoder
 from amsam_med.tensors import read_tensors
 from pipelines.imagenet import load_imagenet_weights
 from pipelines.restart import RestartableRun
@@ -57,8 +57,8 @@ IOU_WEIGHT = 0.25
 CHECKPOINT_EVERY_S = 120.0
 AVERAGE_EVERY = 4
 """Steps between two updates of the average of the weights: each costs as much as an optimiser's step."""
-LOGGED_IMAGES = 12
-"""Images a source in the log during training; ``python -m pipelines.prompts`` measures all held-out ones."""
+LOGGED_IMAGES, LAST_IMAGES = 12, 60
+"""Images of each source in the log, during training and at its end."""
 STAGES = ((160, 0.7), (256, 1.0))
 """Input sizes in pixels and the share of the time until which each is used: most is learned where a step is cheap."""
 
@@ -81,7 +81,7 @@ class Recipe:
         is_bf16: Compute in bfloat16 where that is safe; weights stay float32.
     """
 
-    backbone: str = COMPACT_BACKBONE
+    backbone: str = "tf_efficientnet_lite2"
     is_pretrained: bool = True
     start: str = ""
     backbone_rate: float = 0.5
@@ -186,7 +186,7 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
-    """Mean Dice at the logits' resolution with the truth's box, one centre point, and no prompt.
+    """Mean Dice at the images' stored size with the truth's box, one centre point, and no prompt.
 
     Args:
         network: A base.
@@ -201,24 +201,29 @@ def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
     size = network.input_size
     items = items.take(slice(0, most))
     images = functional.interpolate(items.images.float() / 255, size=(size, size), mode="bilinear", antialias=True)
-    ids = functional.interpolate(items.ids.float(), size=(size, size)).to(torch.uint8)
     scores: dict[str, list[Tensor]] = {}
     for index in range(len(items)):
-        questions = _questions(ids[index, 0], items.whole[index])
+        questions = _questions(items.ids[index, 0], items.whole[index])
         embedding = network.image_encoder(images[index : index + 1]) if questions else None
         for name, target in questions:
             assert embedding is not None
-            boxes, points = _certain_box(target)[None], interior_point(target)[None, None]
+            to_input = size / target.shape[-1]
+            boxes, points = to_input * _certain_box(target)[None], to_input * interior_point(target)[None, None]
             foreground = torch.ones(1, 1)
-            truth = _at_logits(target[None, None].float())
             answers = (
                 network(embedding, boxes),
                 network(embedding, None, points, foreground),
                 network(embedding),
             )
-            dice = [compute_dice(answer.argmax(dim=1, keepdim=True), truth).nan_to_num(0.0) for answer in answers]
+            truth = target[None, None].float()
+            dice = [compute_dice(_mask(answer, target.shape[-1]), truth).nan_to_num(0.0) for answer in answers]
             scores.setdefault(name, []).append(torch.cat(dice).flatten())
     return {name: Asked(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
+
+
+def _mask(mask_logits: Tensor, side: int) -> Tensor:
+    """Logits ``(1, 2, h, w)`` to a mask int64 ``(1, 1, side, side)``."""
+    return functional.interpolate(mask_logits, size=(side, side), mode="bilinear").argmax(dim=1, keepdim=True)
 
 
 def interior_point(target: Tensor) -> Tensor:
@@ -391,10 +396,10 @@ def _step_loss(
     return torch.stack(losses).sum() / (2 if is_twice else 1)
 
 
-def log_validation(run: Run, bank: Bank) -> None:
-    """Validate the averaged weights on the held-out part of every source and append the scores to the log."""
+def log_validation(run: Run, bank: Bank, most: int = LOGGED_IMAGES) -> None:
+    """Validate the averaged weights on ``most`` held-out images of every source and append the scores to the log."""
     network: AmSam = run.average.module  # type: ignore[assignment]
-    scores = {folder: validate(network, items, LOGGED_IMAGES) for folder, items in bank.validation.items()}
+    scores = {folder: validate(network, items, most) for folder, items in bank.validation.items()}
     plain = {folder: {name: asked._asdict() for name, asked in score.items()} for folder, score in scores.items()}
     with (run.folder / "log.jsonl").open("a") as file:
         file.write(json.dumps({"step": run.step, "minutes": run.elapsed / 60, "dice": plain}) + "\n")
@@ -411,7 +416,7 @@ def log_validation(run: Run, bank: Bank) -> None:
 @click.option("--minutes", default=150.0, help="Training time; loading and validation come on top.")
 @click.option("--cpu-time", is_flag=True, help="Count minutes of CPU time instead of the wall clock's.")
 @click.option("--input-size", type=int, help="One size from first to last.  [default: 160 px, then 256 px]")
-@click.option("--backbone", default=COMPACT_BACKBONE, help="timm's name of the encoder's network.")
+@click.option("--backbone", default=Recipe.backbone, help="timm's name of the encoder's network.")
 @click.option(
     "--pretrained/--random", default=Recipe.is_pretrained, help="Begin with ImageNet weights of the backbone, or not."
 )
@@ -485,7 +490,7 @@ def main(
             bank.use_shares(with_pasted(FINISHES.get(mix, MIXES[mix])))
         train(run, bank, minutes, until, validate_every, time.process_time if cpu_time else time.monotonic)
         run.save()
-    log_validation(run, bank)
+    log_validation(run, bank, LAST_IMAGES)
     print(run.export())
 
 
