@@ -11,7 +11,9 @@ from torch import Tensor
 
 from amsam_med.model import build_amsam
 from amsam_med.model.amsam import Prediction
+from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
 from pipelines import pretrain, scenes
+from pipelines.imagenet import load_imagenet_weights
 from pipelines.scenes import IDS, PASTED, Bank, Items, Scene, Source
 
 SIZE = 64
@@ -29,7 +31,12 @@ def a_scene(has_whole: bool) -> Scene:
         ids[0, 0][disc(SIZE, x, y, 10)] = part
     whole = torch.zeros(1, IDS, dtype=torch.bool)
     whole[:, 1:] = has_whole
-    return Scene(torch.rand(1, 3, SIZE, SIZE), ids, whole)
+    return Scene(torch.rand(1, 3, SIZE, SIZE), ids, whole, torch.zeros(1, dtype=torch.bool))
+
+
+NOTHING_HERE = a_scene(has_whole=False)._replace(
+    ids=torch.zeros(1, 1, SIZE, SIZE, dtype=torch.uint8), is_empty=torch.ones(1, dtype=torch.bool)
+)
 
 
 def test_each_prompt_fits_its_own_target() -> None:
@@ -39,9 +46,10 @@ def test_each_prompt_fits_its_own_target() -> None:
         for group in groups:
             targets = group.targets[:, 0].bool()
             if group.points is not None:
-                x, y = group.points[:, 0].long().unbind(1)
-                assert all(target[row, column] for target, row, column in zip(targets, y, x, strict=True))
-                assert (group.labels == 1).all()  # type: ignore[union-attr]
+                assert group.labels is not None
+                for target, points, labels in zip(targets, group.points.long(), group.labels, strict=True):
+                    assert [int(target[y, x]) for x, y in points] == labels.tolist()
+                    assert labels[0] == 1
             if group.boxes is not None:
                 for target, box in zip(targets, group.boxes, strict=True):
                     inside = target[int(box[1]) : int(box[3]) + 1, int(box[0]) : int(box[2]) + 1]
@@ -53,6 +61,55 @@ def test_an_image_without_a_whole_is_never_asked_for_without_a_prompt() -> None:
     groups = pretrain.draw_prompts(a_scene(has_whole=False), 4)
     assert all(group.boxes is not None or group.points is not None for group in groups)
     assert sum(len(group.image) for group in groups) == 3  # each part once
+
+
+def test_where_there_is_nothing_no_prompt_and_a_false_box_ask_for_an_empty_mask() -> None:
+    without, with_box = pretrain.draw_prompts(NOTHING_HERE, 4)
+    assert not without.targets.any()
+    assert (without.boxes, without.points) == (None, None)
+    assert with_box.boxes is not None
+    assert (with_box.boxes[:, 2:] > with_box.boxes[:, :2]).all()
+
+
+def test_a_mask_that_is_to_be_empty_costs_what_is_in_it_and_a_false_box_its_certainty_alone() -> None:
+    without, with_box = pretrain.draw_prompts(NOTHING_HERE, 4)
+    losses = {}
+    for name, logit, trust in (("right", -5.0, 0.0), ("drawn", 5.0, 0.0), ("sure", -5.0, 1.0)):
+        logits = torch.stack([torch.zeros(1, 16, 16), torch.full((1, 16, 16), logit)], dim=1)
+        answer = Prediction(logits, torch.full((1, 2), trust))
+        loss = [pretrain.prompt_loss(answer, prompts, torch.nn.Identity()) for prompts in (without, with_box)]
+        losses[name] = torch.stack(loss)
+    assert losses["drawn"][0] > losses["sure"][0] > losses["right"][0]
+    assert losses["sure"][1] > losses["drawn"][1] == losses["right"][1]
+
+
+def test_a_square_of_skin_shows_nothing_of_the_lesion() -> None:
+    size = scenes.BANK_SIZE
+    is_lesion = disc(size, 60, 60, 50)[None, None]
+    photo = Items(
+        torch.where(is_lesion, 0, 200).expand(1, 3, -1, -1).to(torch.uint8),
+        is_lesion.to(torch.uint8),
+        torch.ones(1, IDS, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.bool),
+    )
+    for seed in range(5):
+        torch.manual_seed(seed)
+        square = scenes.cut_skin(photo)
+        assert square is not None
+        assert square.is_empty.all()
+        assert square.images.min() == 200
+    everywhere = Items(photo.images, torch.ones_like(photo.ids), photo.whole, photo.is_empty)
+    assert scenes.cut_skin(everywhere) is None
+
+
+def test_what_a_black_circle_hides_is_no_part_of_an_object() -> None:
+    torch.manual_seed(0)
+    ids = torch.ones(64, 1, SIZE, SIZE, dtype=torch.uint8)
+    scene = Scene(torch.ones(64, 3, SIZE, SIZE), ids, torch.ones(64, IDS, dtype=torch.bool), torch.zeros(64))
+    seen = scenes.look_through_circles(scene)
+    is_dark = seen.images.amax(dim=1, keepdim=True) < scenes.HIDDEN
+    assert torch.equal(seen.ids == 0, is_dark)
+    assert 0 < int(is_dark.flatten(1).any(dim=1).sum()) < 32
 
 
 def test_the_second_round_points_at_an_error_and_says_what_is_there() -> None:
@@ -94,11 +151,13 @@ def test_two_pasted_people_are_both_the_whole() -> None:
         torch.full((1, 3, size, size), 200, dtype=torch.uint8),
         disc(size, size / 2, size / 2, 60)[None, None].to(torch.uint8),
         torch.ones(1, IDS, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.bool),
     )
     scenery = Items(
         torch.zeros(1, 3, size, size, dtype=torch.uint8),
         torch.zeros(1, 1, size, size, dtype=torch.uint8),
         torch.zeros(1, IDS, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.bool),
     )
     both = scenes.paste(person, scenes.paste(person, scenery))
     assert set(both.ids.unique().tolist()) <= {0, 1, 2}
@@ -153,7 +212,8 @@ def test_the_average_forgets_how_a_short_run_began_and_remembers_in_a_long_one()
 
 
 def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--minutes"]
+    arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--sizes", "32", "64"]
+    arguments += ["--random", "--backbone", COMPACT_BACKBONE, "--minutes"]
     first = CliRunner().invoke(pretrain.main, [*arguments, "0.05"], catch_exceptions=False)
     assert first.exit_code == 0
     assert "32 px from step 0" in first.output
@@ -165,6 +225,20 @@ def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) 
     other = CliRunner().invoke(pretrain.main, [*arguments, "0.09", "--prompts", "2"])
     assert other.exit_code == 1
     assert "give another folder" in other.output
+
+
+def test_a_pretrained_backbone_keeps_its_first_stages_and_learns_the_others(small_data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--minutes", "0.05"]
+    arguments += ["--input-size", "64", "--backbone", "tf_efficientnet_lite0", "--start", "tiny", "--ema", "0"]
+    CliRunner().invoke(pretrain.main, arguments, catch_exceptions=False)
+    trained = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["network"]
+    encoder = CompactImageEncoder(64, False, "tf_efficientnet_lite0")
+    load_imagenet_weights(encoder.backbone, "tf_efficientnet_lite0")
+    is_kept = {name: torch.equal(trained[f"image_encoder.{name}"], part) for name, part in encoder.state_dict().items()}
+    first = ("backbone.conv_stem", "backbone.bn1", "backbone.blocks.0.", "backbone.blocks.1.")
+    assert all(kept for name, kept in is_kept.items() if name.startswith(first))
+    assert not any(kept for name, kept in is_kept.items() if name.startswith("backbone.blocks.6"))
+    assert is_kept["backbone.blocks.6.0.bn1.num_batches_tracked"] is False
 
 
 def test_a_bank_refuses_folders_that_it_does_not_know(small_data: Path) -> None:
