@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from amsam_med.data.tables import visible
 from amsam_med.data.writers import atomic_path
-from amsam_med.infer import NOT_FOUND, Flag
+from amsam_med.infer import NOT_FOUND, WITHOUT_BOX, Flag
 from amsam_med.records import RESULTS, FileFlag
 
 REPORT = "report.html"
@@ -37,7 +37,8 @@ FLAG_MEANINGS = {
     Flag.NO_BOX.value: "The detector found no object, and the mask was drawn without a box.",
     Flag.BOX_MASK_DISAGREE.value: "The box and the mask are not of the same thing.",
     Flag.UNSURE_MASK.value: "Many pixels are about as likely object as background.",
-    Flag.EMPTY_MASK.value: "There is no object in the mask.",
+    Flag.EMPTY_MASK.value: "There is no object in the mask, though a person drew a box.",
+    Flag.NOTHING_FOUND.value: "The network sees no object, and the mask is empty.",
     FileFlag.DAMAGED.value: "The file is damaged; what could be decoded of the picture was segmented.",
     FileFlag.BURNED_IN.value: "The file says that text is burned into its pixels: perhaps the patient's name.",
 }
@@ -45,7 +46,6 @@ FLAG_MEANINGS = {
 _TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 _FILE_COLUMN = "_file"  # how the name of a column ends that names a result file
-_NO_BOX_SOURCES = ("none", NOT_FOUND)
 
 Write = Callable[[str], object]
 
@@ -339,7 +339,7 @@ def _number(text: str) -> float | None:
 
 def _told(cells: Mapping[str, str]) -> dict[str, str]:
     """The cells that say something: the confidence 0 of a box that is not there does not."""
-    has_no_box = cells.get("box_source") in _NO_BOX_SOURCES
+    has_no_box = cells.get("box_source") in WITHOUT_BOX
     return {name: cell for name, cell in cells.items() if cell and not (has_no_box and name == "box_confidence")}
 
 

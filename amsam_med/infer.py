@@ -1,5 +1,9 @@
 """From images to masks with a box found on the way: the paper's automated prompting as a MONAI inferer.
 
+A detector errs in two ways: it boxes what is no object, and it boxes a part of one. So its box has a rival, the mask
+that the network draws without any box, and an image may hold nothing at all (:class:`PromptInferer`). Boxes that a
+person has drawn have no rival: they are obeyed.
+
 On a CPU the result of an image is that of the image alone, bit for bit, whatever is segmented beside it and on however
 many cores: each image is a batch of its own, in one thread; the images of a batch are shared out to as many threads as
 torch has. That is as fast as one batch in all threads. On other devices the images of a batch are computed at once.
@@ -19,13 +23,17 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from amsam_med.boxes import BoxDetector, Detections, box_from_mask
-from amsam_med.errors import WeightsError
+from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
 from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, view_image, views_of
 
 NOT_FOUND = "not found"
 """Source of the box of an image in which the detector found nothing: its mask was drawn without one."""
+SET_ASIDE = "set aside"
+"""Source of the box of an image whose detected box was not used: the mask drawn without it is the more certain one."""
+WITHOUT_BOX = ("none", NOT_FOUND, SET_ASIDE)
+"""Sources of images whose mask was drawn without a box."""
 AGREEMENT_IOU = 0.65
 """Below this IoU of a box with the tight box of the mask that it led to, one of the two is wrong.
 
@@ -35,6 +43,10 @@ as many bad ones are found.
 """
 SURE_DICE = 0.88
 """Below this certainty (see :class:`Segmentation`) a mask is flagged; chosen as :data:`AGREEMENT_IOU` was."""
+
+
+SURE_LOGIT = 10.0
+"""By how much the background's logit exceeds that of any object in a mask that was emptied."""
 
 
 class Flag(StrEnum):
@@ -52,7 +64,9 @@ class Flag(StrEnum):
     UNSURE_MASK = "unsure-mask"
     """Many pixels are about as likely object as background."""
     EMPTY_MASK = "empty-mask"
-    """There is no object in the mask."""
+    """There is no object in the mask, though a person drew a box."""
+    NOTHING_FOUND = "nothing-found"
+    """The network sees no object: the mask is empty."""
 
 
 class Segmentation(NamedTuple):
@@ -65,9 +79,9 @@ class Segmentation(NamedTuple):
         certainty: float32 ``(B,)`` in [0, 1]: Dice of the mask with the probabilities that it is cut from (all objects
             together); 1 for pixels that are all decided, 0 for an empty mask.
         boxes: float32 ``(B, 4)``, xyxy pixels of the model input; None where no box was used. Images whose source is
-            "not found" were segmented without theirs.
+            "not found" or "set aside" were segmented without theirs.
         box_confidence: float32 ``(B,)`` in [0, 1]; 1 for a given box, 0 without one.
-        box_sources: One of "detector", "not found", "user" or "none" an image.
+        box_sources: One of "detector", "not found", "set aside", "user" or "none" for each image.
         box_agreement: float32 ``(B,)``: IoU of the box with the mask's tight box; 1 where no box was used, 0 for an
             empty mask.
         flags: An image's reasons for a second look, in the order of :class:`Flag`; mostly none.
@@ -90,18 +104,34 @@ class PromptInferer(Inferer):
         detector: Finds one box an image; None to work without boxes unless they are given.
         views: Which views of an image are segmented; their boxes and mask logits are averaged. More than the image
             itself cost as many times its time.
+        has_rival: Segment images with a detected box without it, too, and keep the mask of greater certainty: a second
+            pass through the decoder, none through the encoder.
+        nothing_below: Certainty in [0, 1] below which a mask is taken for nothing and emptied, unless a person has
+            drawn its box; 0 keeps every mask. See :attr:`Segmentation.certainty`.
 
     Attributes:
         latest: What the last call of the inferer returned the logits of; None before the first.
 
     Raises:
-        ConfigError: There are no such views.
+        ConfigError: There are no such views, or ``nothing_below`` is no share.
     """
 
-    def __init__(self, detector: BoxDetector | None = None, views: ViewKind = "none") -> None:
+    def __init__(
+        self,
+        detector: BoxDetector | None = None,
+        views: ViewKind = "none",
+        has_rival: bool = False,
+        nothing_below: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not 0 <= nothing_below <= 1:
+            raise ConfigError(
+                f"nothing_below is {nothing_below}; it is a certainty and must lie between 0 (keep every mask) and 1"
+            )
         self.detector = detector
         self.views = views_of(views)
+        self.has_rival = has_rival
+        self.nothing_below = nothing_below
         self.latest: Segmentation | None = None
 
     def __call__(  # type: ignore[override]  # MONAI's inferers take any callable; this one asks for a box's network
@@ -144,17 +174,35 @@ class PromptInferer(Inferer):
         else:
             found = self._detect(inputs)
             sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
-        prediction = self._segment(inputs, network, found)
+        has_rival = self.has_rival and "detector" in sources
+        prediction, *rival = self._segment(inputs, network, [found, None] if has_rival else [found])
         if not all(bool(answer.isfinite().all()) for answer in prediction):
             raise WeightsError(
                 "the network answers with values that are NaN or infinite, so its weights are damaged, or were trained "
                 "until they diverged; look at them with `amsam weights verify`, or train the adapter again"
             )
-        trust = prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
         certainty, agreement = judge_masks(prediction.mask_logits, found, inputs.shape[-1])
+        for alone in rival:
+            other, _ = judge_masks(alone.mask_logits, None, inputs.shape[-1])
+            is_better = other > certainty
+            certainty, agreement = torch.maximum(certainty, other), agreement.where(~is_better, 1.0)
+            prediction = Prediction(*(_chosen(is_better, *answers) for answers in zip(alone, prediction, strict=True)))
+            set_aside = [better and source == "detector" for better, source in zip(is_better, sources, strict=True)]
+            sources = [SET_ASIDE if is_aside else source for is_aside, source in zip(set_aside, sources, strict=True)]
+        mask_logits, certainty = self._without_nothing(prediction.mask_logits, certainty, sources)
+        trust = prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
         flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
         boxes, confidence = (None, torch.zeros(count)) if found is None else (found.boxes, found.confidence)
-        return Segmentation(prediction.mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
+        return Segmentation(mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
+
+    def _without_nothing(self, mask_logits: Tensor, certainty: Tensor, sources: list[str]) -> tuple[Tensor, Tensor]:
+        """Empty the masks that are too uncertain to be of anything; their certainty becomes that of an empty mask."""
+        is_nothing = (certainty < self.nothing_below) & torch.tensor([source != "user" for source in sources])
+        if not bool(is_nothing.any()):
+            return mask_logits, certainty
+        background = mask_logits[:, :1]
+        emptied = torch.cat([background, (background - SURE_LOGIT).expand_as(mask_logits[:, 1:])], dim=1)
+        return _chosen(is_nothing, emptied, mask_logits), certainty.where(~is_nothing, 0.0)
 
     def _detect(self, inputs: Tensor) -> Detections:
         """One box an image: the mean over the views, each as sure as it is confident."""
@@ -169,15 +217,16 @@ class PromptInferer(Inferer):
         mean = (confidence[..., None] * boxes).sum(dim=0) / confidence.sum(dim=0).clamp(min=1e-12)[:, None]
         return Detections(mean, confidence.amax(dim=0), is_detected)
 
-    def _segment(self, inputs: Tensor, network: AmSam, found: Detections | None) -> Prediction:
-        """The mean over the views."""
-        mask_logits, predicted_iou = [], []
+    def _segment(self, inputs: Tensor, network: AmSam, prompts: Sequence[Detections | None]) -> list[Prediction]:
+        """The mean over the views, for each of several prompts; every view is encoded once."""
+        seen: list[list[Prediction]] = [[] for _ in prompts]
         for view in self.views:
-            in_view = found and found._replace(boxes=view_boxes(found.boxes, view, inputs.shape[-1]))
-            seen = predict_prompted(network, view_image(inputs, view), in_view)
-            mask_logits.append(unview_image(seen.mask_logits, view))
-            predicted_iou.append(seen.predicted_iou)
-        return Prediction(torch.stack(mask_logits).mean(dim=0), torch.stack(predicted_iou).mean(dim=0))
+            embedding = network.embed(view_image(inputs, view))
+            for found, answers in zip(prompts, seen, strict=True):
+                in_view = found and found._replace(boxes=view_boxes(found.boxes, view, inputs.shape[-1]))
+                answer = predict_prompted(network, embedding, in_view)
+                answers.append(answer._replace(mask_logits=unview_image(answer.mask_logits, view)))
+        return [Prediction(*(torch.stack(part).mean(dim=0) for part in zip(*answers, strict=True))) for answers in seen]
 
 
 def predict_prompted(network: AmSam, inputs: Tensor, found: Detections | None) -> Prediction:
@@ -240,12 +289,18 @@ def _joined(parts: Sequence[Segmentation]) -> Segmentation:
     )
 
 
+def _chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """For each of B entries one of two ``(B, ...)``, by bool ``(B,)``."""
+    return torch.where(is_first.to(first.device).view(-1, *[1] * (first.ndim - 1)), first, second)
+
+
 def _flags(box_source: str, certainty: float, box_agreement: float) -> tuple[Flag, ...]:
     is_empty = certainty == 0
     reasons = {
         Flag.NO_BOX: box_source == NOT_FOUND,
         Flag.BOX_MASK_DISAGREE: box_agreement < AGREEMENT_IOU and not is_empty,
         Flag.UNSURE_MASK: certainty < SURE_DICE and not is_empty,
-        Flag.EMPTY_MASK: is_empty,
+        Flag.EMPTY_MASK: is_empty and box_source == "user",
+        Flag.NOTHING_FOUND: is_empty and box_source != "user",
     }
     return tuple(flag for flag, is_given in reasons.items() if is_given)

@@ -42,7 +42,7 @@ from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image
 from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
 from amsam_med.errors import AmsamError, ConfigError, DataError
-from amsam_med.infer import NOT_FOUND, PromptInferer
+from amsam_med.infer import WITHOUT_BOX, PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.machine import is_out_of_memory
 from amsam_med.measure import measure
@@ -252,7 +252,7 @@ class Stages:
             job.facts["predicted_iou"] = round(float(found.predicted_iou[index]), 4)
             job.facts["certainty"] = round(float(found.certainty[index]), 4)
             job.flags = found.flags[index]
-            if boxes is not None and found.box_sources[index] != NOT_FOUND:
+            if boxes is not None and found.box_sources[index] not in WITHOUT_BOX:
                 job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
                 height, width = images.shape[2:]
                 job.box_in_original = scale_boxes(boxes[index], (height, width), job.size)

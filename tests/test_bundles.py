@@ -57,12 +57,17 @@ def test_both_bundles_are_found_by_name():
     assert shipped_bundles() == sorted(BUNDLES)
 
 
+OF_THE_TASK = {"train.yaml": ["views"], "inference.yaml": ["nothing_below"]}
+"""Settings in which the bundles may differ: which way is up, and what is too uncertain to be anything."""
+
+
 @pytest.mark.parametrize(
     "name", ["train.yaml", "evaluate.yaml", "inference.yaml", "multi_gpu_train.yaml", "paper.yaml"]
 )
 def test_the_bundles_share_one_wiring(name: str):
-    isic, body = (REPOSITORY / "bundles" / bundle / "configs" / name for bundle in BUNDLES)
-    assert isic.read_bytes() == body.read_bytes()
+    isic, body = ((REPOSITORY / "bundles" / bundle / "configs" / name).read_text().splitlines() for bundle in BUNDLES)
+    pairs = zip(isic, body, strict=True)
+    assert [one.split(":")[0] for one, other in pairs if one != other] in ([], OF_THE_TASK.get(name))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

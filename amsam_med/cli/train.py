@@ -93,9 +93,8 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--views",
     type=click.Choice(["all", "mirror", "none"]),
-    default="all",
-    show_default=True,
-    help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.",
+    help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.  "
+    "[default: the bundle's]",
 )
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
@@ -119,7 +118,7 @@ def train(
     hypergradient: str,
     epochs: int,
     batch_size: int,
-    views: str,
+    views: str | None,
     paper: bool,
     cache: Path | None,
     input_size: int,
@@ -170,10 +169,11 @@ def train(
         "hypergradient": hypergradient,
         "epochs": epochs,
         "batch_size": batch_size,
-        "views": views,
         "cache_dir": None if cache is None else str(cache),
         "input_size": input_size,
     }
+    if views is not None:
+        overrides["views"] = views
     if paper:
         overrides |= paper_settings()
     if base_weights is not None:

@@ -37,7 +37,7 @@ from amsam_med.data.transforms import prepare_image, restore_original
 from amsam_med.data.writers import Labels, atomic_path
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
-from amsam_med.infer import NOT_FOUND, PromptInferer, Segmentation, judge_masks
+from amsam_med.infer import WITHOUT_BOX, PromptInferer, Segmentation, judge_masks
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
 from amsam_med.schema import Record, read_record
@@ -314,7 +314,7 @@ class LabelModel:
         item[Keys.PRED.value] = found.mask_logits[0].cpu()
         mask = parts.restore(item)[Keys.PRED.value].numpy()[0]
         box = None
-        if found.boxes is not None and found.box_sources[0] != NOT_FOUND:
+        if found.boxes is not None and found.box_sources[0] not in WITHOUT_BOX:
             box = scale_boxes(found.boxes[0].cpu(), (parts.network.input_size,) * 2, size)
         return Found(mask, _facts(found), box, parts.version, parts.labels)
 
