@@ -108,10 +108,10 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/fuseg": 0.12,
         "pretrain/magtile": 0.06,
         PASTED: 0.29,
-        NOTHING: 0.05,
     },
 }
-"""Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram."""
+"""Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram, and is never
+told that there is nothing: whatever it has not met before would be nothing to it."""
 FINISHES: dict[str, dict[str, float]] = {
     "tiny": {
         **MIXES["tiny"],
