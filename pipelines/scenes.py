@@ -110,8 +110,11 @@ MIXES: dict[str, dict[str, float]] = {
         PASTED: 0.29,
     },
 }
-"""Bases and the shares of their training images; ``tiny-general`` never sees skin lesions nor human_vikram, and is never
-told that there is nothing: whatever it has not met before would be nothing to it."""
+"""Bases and the shares of their training images.
+
+``tiny-general`` never sees skin lesions nor human_vikram, and is never told that there is nothing: whatever it has not
+met before would be nothing to it.
+"""
 FINISHES: dict[str, dict[str, float]] = {
     "tiny": {
         **MIXES["tiny"],
