@@ -134,7 +134,7 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
     studio = Split(*hold_out(_studio_people(folder_datalist(data / "pretrain/viton")[::2], work / "studio")))
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
-    sceneries = hold_out(_scenes_without_people(data))
+    sceneries = hold_out(scenes_without_people(data))
     rng, pasted, portraits = random.Random(seed), [], []  # noqa: S311  # a draw, no secret
     for part, count in ((0, PASTED_SCENES), (1, PASTED_SCENES // 10)):
         people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part]), *map(_cut_out, studio[part])]
@@ -266,7 +266,8 @@ def _subjects(mask: Mask, ids: list[int]) -> NDArray[np.bool_]:
     return np.isin(mask, [number for number in ids if areas[number] >= SUBJECT_SHARE * largest])
 
 
-def _scenes_without_people(data: Path) -> list[Path]:
+def scenes_without_people(data: Path) -> list[Path]:
+    """Backgrounds, and COCO's photos that show nobody."""
     ids = _ids_of_people(data / "pretrain/coco128")
     of_coco = [path for path in sorted((data / "pretrain/coco128/images").iterdir()) if path.stem not in ids]
     return [*sorted((data / "pretrain/backgrounds/images").iterdir()), *of_coco]

@@ -32,6 +32,8 @@ IDS = 256
 REST_OF_PERSON = 254
 WALL_TOLERANCE = 28
 """Levels of a channel, of 255, by which a person differs from the wall behind."""
+HELD_OUT = 0.05
+"""Share of each source for validation."""
 MINIMUM_AREA = 100
 """Smallest object that is asked for, in pixels of the model input."""
 
@@ -197,11 +199,7 @@ def load_source(root: Path, source: Source) -> Items:
     Raises:
         FileNotFoundError: The folder or a mask is missing.
     """
-    folder = root / source.folder
-    paths = sorted((folder / "images").iterdir())
-    paths = paths[: source.first] if source.first else paths
-    if not paths:
-        raise FileNotFoundError(f"{folder / 'images'} is empty; expected images of {source.folder}")
+    folder, paths = root / source.folder, _paths(root, source)
     with ThreadPoolExecutor(2) as pool:
         pairs = list(pool.map(lambda path: _read_pair(path, folder / "masks"), paths))
     if source.is_studio:
@@ -213,6 +211,26 @@ def load_source(root: Path, source: Source) -> Items:
     if (folder / "classes.csv").is_file():
         _mark_people(whole, folder / "classes.csv", [path.stem for path in paths])
     return Items(images, ids, whole, torch.zeros(len(paths), dtype=torch.bool))
+
+
+def held_out(root: Path, source: Source) -> list[Path]:
+    """The images of a source that a :class:`Bank` keeps for validation; errors as for :func:`load_source`."""
+    paths = _paths(root, source)
+    return [paths[index] for index in _split(len(paths), HELD_OUT)[0].tolist()]
+
+
+def _paths(root: Path, source: Source) -> list[Path]:
+    paths = sorted((root / source.folder / "images").iterdir())
+    if not paths:
+        raise FileNotFoundError(f"{root / source.folder / 'images'} is empty; expected images of {source.folder}")
+    return paths[: source.first] if source.first else paths
+
+
+def _split(count: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices for validation and for training, the same in every run."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    held = max(12, round(share * count))
+    return order[:held], order[held:]
 
 
 def with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -235,12 +253,12 @@ class Bank:
     Args:
         root: The data folder.
         mix: Shares by source folder, and of :data:`PASTED`; missing folders are an error, never silently left out.
-        held_out: Share of each source kept for validation (at least 12 images).
+        share: Of each source, what is held out for validation (at least 12 images).
         with_overlays: Draw hair and rulers over some of the images.
     """
 
     def __init__(
-        self, root: Path, mix: Mapping[str, float] = MIXES["tiny"], held_out: float = 0.05, with_overlays: bool = True
+        self, root: Path, mix: Mapping[str, float] = MIXES["tiny"], share: float = HELD_OUT, with_overlays: bool = True
     ) -> None:
         self.sources = tuple(source for source in SOURCES if source.folder in mix)
         if unknown := mix.keys() - {PASTED, NOTHING, *(source.folder for source in self.sources)}:
@@ -252,10 +270,9 @@ class Bank:
         self.validation: dict[str, Items] = {}
         for source in self.sources:
             items = load_source(root, source)
-            count = max(12, round(held_out * len(items)))
-            order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
-            self.train[source.folder] = items.take(order[count:])
-            self.validation[source.folder] = items.take(order[:count])
+            validation, train = _split(len(items), share)
+            self.train[source.folder] = items.take(train)
+            self.validation[source.folder] = items.take(validation)
         people, scenery = Source(PEOPLE[0]), Source(SCENERY[0], has_whole=False)
         self.people = [load_source(root, people), *(self.train[name] for name in PEOPLE[1:] if name in self.train)]
         self.objects = [self.train[name] for name in OBJECTS if name in self.train]

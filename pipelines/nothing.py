@@ -1,0 +1,164 @@
+"""When is a mask of nothing? Certainty of masks of objects and of pictures without any, and the threshold between them.
+
+    python -m pipelines.nothing --data DATA -o OUT --bundle amsam_isic
+    python -m pipelines.nothing --data DATA -o OUT --bundle amsam_body
+
+Every image is segmented by the bundle's own inferer, which keeps all masks here. A threshold has two prices: objects
+whose mask it empties (misses), and pictures of nothing whose mask it leaves (false positives). The images are ones that
+no result is reported on: for lesions the part of ISIC 2018 for selection and the squares of plain skin in it; for
+people those that pre-training held out, and the photos of COCO without people. The document gets a table and, beside
+it, the curve.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from amsam_med.bundle import open_bundle
+from amsam_med.data.datalists import Item, isic2018_datalist
+from amsam_med.data.writers import atomic_path
+from amsam_med.infer import PromptInferer
+from amsam_med.keys import Keys
+from amsam_med.report import BLUE, DOTS_PER_INCH
+from amsam_med.weights import sha256
+from pipelines.detectors import scenes_without_people
+from pipelines.reporting import table, write_block
+from pipelines.robustness import NO_LESION, VARIANTS, write_variant
+from pipelines.scenes import SOURCES, held_out
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs/nothing.md"
+MOST_LOST = 1 / 400
+"""Of the objects: what the chosen threshold may empty."""
+STEP = 0.01
+SHOWN = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""Thresholds of the table, beside the chosen one."""
+
+
+class Certainties(NamedTuple):
+    """Of the masks of images, each in [0, 1] and 0 for an empty mask.
+
+    Attributes:
+        objects: float ``(N,)``: of images with an object.
+        nothing: float ``(M,)``: of images without.
+    """
+
+    objects: NDArray[np.float64]
+    nothing: NDArray[np.float64]
+
+    def lost(self, threshold: float) -> float:
+        """Share of the objects whose mask is empty, or is emptied at a threshold."""
+        return float(np.mean((self.objects < threshold) | (self.objects == 0)))
+
+    def kept(self, threshold: float) -> float:
+        """Share of the images without an object that keep a mask at a threshold."""
+        return float(np.mean((self.nothing >= threshold) & (self.nothing > 0)))
+
+
+def choose(certainties: Certainties) -> float:
+    """The highest threshold, in hundredths, that loses no more than :data:`MOST_LOST` beyond what is empty."""
+    allowed = certainties.lost(0) + MOST_LOST
+    return max(t for t in np.arange(0, 1, STEP).round(2).tolist() if certainties.lost(t) <= allowed)
+
+
+def images_of_lesions(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
+    """Images with a lesion, and squares of plain skin cut from them, which are written to ``output``."""
+    items = isic2018_datalist(data / "isic2018", "val")
+    skin = next(variant for variant in VARIANTS if variant.name == NO_LESION)
+    pairs = write_variant(skin, items, output / "plain-skin")
+    return [Path(item["image"]) for item in items], [image for image, _ in pairs]
+
+
+def images_of_people(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
+    """Photos of people that pre-training held out, and photos without any."""
+    of_people = [source for source in SOURCES if source.folder in ("human_vikram", "pretrain/ccp", "pretrain/viton")]
+    photos = [path for source in of_people for path in held_out(data, source)]
+    coco = [path for path in scenes_without_people(data) if "coco128" in path.parts]
+    return photos, coco
+
+
+IMAGES = {"amsam_isic": images_of_lesions, "amsam_body": images_of_people}
+
+
+def certainties_of(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
+    """Segment images as the bundle does, but keep every mask."""
+    parser = open_bundle(bundle, "inference", {"nothing_below": 0.0, "device": torch.device("cpu")})
+    prepare, network = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("network").eval()
+    inferer: PromptInferer = parser.get_parsed_content("inferer")
+    found = []
+    for path in images:
+        item: Item = {Keys.IMAGE.value: str(path)}
+        found.append(float(inferer.predict(prepare(item)[Keys.IMAGE.value][None], network).certainty))
+    return np.array(found)
+
+
+def render(certainties: Certainties, bundle: str, model: str) -> str:
+    """The prices of thresholds as Markdown."""
+    chosen = choose(certainties)
+    rows = [
+        [f"**{t:.2f}**" if t == chosen else f"{t:.2f}", _percent(certainties.lost(t)), _percent(certainties.kept(t))]
+        for t in sorted({0.0, *SHOWN, chosen})
+    ]
+    return "\n\n".join(
+        [
+            f"`{bundle}`, model `{model[:12]}`: {len(certainties.objects)} images with an object, "
+            f"{len(certainties.nothing)} without. Chosen: **{chosen:.2f}**.",
+            table(["masks below this certainty are emptied", "objects lost", "nothing that keeps a mask"], rows),
+        ]
+    )
+
+
+def draw(certainties: Certainties, path: Path) -> None:
+    """Draw false positives over misses, with the chosen threshold."""
+    thresholds = np.arange(0, 1 + STEP, STEP)
+    lost, kept = ([100 * share(t) for t in thresholds] for share in (certainties.lost, certainties.kept))
+    chosen = choose(certainties)
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(lost, kept, color=BLUE, drawstyle="steps-post")
+    axes.plot(100 * certainties.lost(chosen), 100 * certainties.kept(chosen), "o", color=BLUE)
+    axes.annotate(
+        f"certainty {chosen:.2f}",
+        (100 * certainties.lost(chosen), 100 * certainties.kept(chosen)),
+        xytext=(8, 8),
+        textcoords="offset points",
+    )
+    axes.set(xlabel="objects lost, %", ylabel="nothing that keeps a mask, %", xlim=(-0.2, 10), ylim=(-2, 102))
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as lent:
+        figure.savefig(lent, dpi=DOTS_PER_INCH)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--bundle", type=click.Choice(list(IMAGES)), required=True)
+@click.option("--document", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=DOCUMENT)
+def main(data: Path, output: Path, bundle: str, document: Path) -> None:
+    """Measure what thresholds cost, choose one, and write table and curve into the document."""
+    objects, nothing = IMAGES[bundle](data, output)
+    certainties = Certainties(certainties_of(objects, bundle), certainties_of(nothing, bundle))
+    output.mkdir(parents=True, exist_ok=True)
+    record = {name: values.tolist() for name, values in certainties._asdict().items()}
+    (output / f"{bundle}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    model = sha256(Path(open_bundle(bundle, "inference").get_parsed_content("model_file")))
+    text = render(certainties, bundle, model)
+    write_block(document, bundle, text)
+    draw(certainties, document.parent / "images" / f"nothing-{bundle}.png")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
