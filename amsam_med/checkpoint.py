@@ -151,10 +151,11 @@ def load_adapter(network: AmSam, path: Path) -> None:
             + ", ".join(f"{key}={settings[key]!r} (this network: {network.settings.get(key)!r})" for key in different)
             + "; build the network with the adapter's settings"
         )
-    if header.base_digest != frozen_digest(network):
+    if header.base_digest != (in_use := frozen_digest(network)):
         raise WeightsError(
-            f"{path.name} was trained on other weights of base {settings['base']!r} than the ones in use; "
-            "use the base it was trained on, or train the adapter again"
+            f"{path.name} was trained on other weights of base {settings['base']!r} than the ones in use (digests "
+            f"{header.base_digest[:12]} and {in_use[:12]}); give the file of its base, which came with the version of "
+            "amsam-med that trained it, as --base-weights, or train the adapter again"
         )
     refuse_other_shapes(state, trainable_state(network), path.name, "train it again")
     if header.state_sha256 not in (None, _state_digest(state)):

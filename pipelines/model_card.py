@@ -11,6 +11,7 @@ photographs may not be passed on. ``--photos`` draws the same panels over the ph
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import ImageScore, score_image, summarise
+from amsam_med.measure import measure as measurements
 from amsam_med.records import Cells
 from pipelines.reporting import (
     Scored,
@@ -76,12 +78,14 @@ class Card(NamedTuple):
         others: Data sets and their parts that the bundle learned from, or was selected by, and that show such things.
         files: Names of the weights that belong to the bundle.
         thing: What it outlines.
+        is_on_skin: Results also stand by skin tone and by the contrast with the skin.
     """
 
     folder: str
     others: tuple[tuple[str, str | None], ...]
     files: tuple[str, ...]
     thing: str
+    is_on_skin: bool = False
 
 
 CARDS = {
@@ -90,6 +94,7 @@ CARDS = {
         (("isic2018", "train"), ("isic2018", "val"), ("ham10000", None)),
         ("amsam_isic", "lesion-detector", "tiny"),
         "lesion",
+        is_on_skin=True,
     ),
     "amsam_body": Card(
         "human_vikram",
@@ -110,6 +115,9 @@ class Case(NamedTuple):
         truth: uint8 ``(H, W)`` of 0 and 1.
         scored: Dice, box and flags.
         detail: The scores of ``amsam evaluate`` at the image's own size.
+        skin_tone: Individual typology angle of the skin around the true object in degrees, see :func:`typology_angle`;
+            None where the image shows no skin around it.
+        contrast: CIEDE2000 difference of the mean colours of the true object and the skin around it; None as above.
     """
 
     item: Item
@@ -118,6 +126,13 @@ class Case(NamedTuple):
     truth: NDArray[np.uint8]
     scored: Scored
     detail: ImageScore
+    skin_tone: float | None = None
+    contrast: float | None = None
+
+
+def typology_angle(lightness: float, yellow: float) -> float:
+    """The individual typology angle in degrees (Chardon et al. 1991): arctan((L* - 50) / b*), small for dark skin."""
+    return math.degrees(math.atan2(lightness - 50, yellow))
 
 
 def measure(items: Sequence[Item], output: Path, bundle: str) -> list[Case]:
@@ -133,7 +148,10 @@ def _case(item: Item, row: Cells, segmented: Path) -> Case:
     ids = torch.from_numpy(mask)[None]
     as_logits = one_hot(ids[0].long(), 2).permute(2, 0, 1).float()  # (H, W, 2) -> (2, H, W)
     detail = score_image(Path(item["image"]).name, ids, torch.from_numpy(truth)[None], as_logits)
-    return Case(item, row, mask, truth, score(row, segmented, truth), detail)
+    colours = measurements(read_image(item["image"]).pixels, truth, None)
+    lightness, yellow = colours.lab_l_mean_outside, colours.lab_b_mean_outside
+    skin_tone = None if lightness is None or yellow is None else typology_angle(lightness, yellow)
+    return Case(item, row, mask, truth, score(row, segmented, truth), detail, skin_tone, colours.delta_e_2000)
 
 
 def kind_of_failure(scored: Scored, thing: str) -> str:
@@ -187,6 +205,9 @@ def render_results(cases: Sequence[Case], card: Card, copies: set[str]) -> str:
         group = [case for case in cases if lower < case.scored.truth_percent <= upper]
         if group:
             rows.append(_result(_size_words(card.thing, lower, upper), group))
+    if card.is_on_skin:
+        rows += _thirds("skin tone (ITA)", "°", "darkest", "lightest", cases, lambda case: case.skin_tone)
+        rows += _thirds("contrast (ΔE00)", "", "faintest", "strongest", cases, lambda case: case.contrast)
     if copies:
         rows.append(_result("without near-copies", [case for case in cases if case.scored.image not in copies]))
     header = ["test images", "number", "Dice, %", "Jaccard, %", "Jaccard ≥ 0.65, %", "HD95, px", "empty masks"]
@@ -196,6 +217,20 @@ def render_results(cases: Sequence[Case], card: Card, copies: set[str]) -> str:
         f"{COPY_CORRELATION:g}): {len(copies)}.",
     ]
     return "\n\n".join([table(header, rows), " ".join(words)])
+
+
+def _thirds(
+    what: str, unit: str, least: str, most: str, cases: Sequence[Case], value_of: Callable[[Case], float | None]
+) -> list[list[object]]:
+    """A row for each third of the cases that have a value, from the lowest up."""
+    known = sorted((value, number) for number, case in enumerate(cases) if (value := value_of(case)) is not None)
+    thirds = [part for part in np.array_split(np.arange(len(known)), 3) if len(part)]
+    rows = []
+    for name, part in zip((least, "middle", most), thirds, strict=False):
+        low, high = known[part[0]][0], known[part[-1]][0]
+        group = [cases[known[place][1]] for place in part]
+        rows.append(_result(f"{what} {low:.0f} to {high:.0f}{unit}, {name} third", group))
+    return rows
 
 
 def _size_words(thing: str, lower: float, upper: float) -> str:

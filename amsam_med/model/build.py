@@ -24,6 +24,8 @@ VIT_SIZES = {
 }
 COMPACT_BASES = ("tiny", "tiny-general")
 """One network under two names, for two sets of weights: the second never saw dermoscopy."""
+COMPACT_BACKBONES = {"tiny": "repvit_m0_9", "tiny-general": "repvit_m0_9"}
+"""timm's names of the networks in their encoders."""
 COMPACT_INPUT_MULTIPLE = 32
 """The compact encoder halves its input five times."""
 CLASS_HEADS = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
@@ -128,7 +130,7 @@ def _build_encoder(base: str, input_size: int, is_fused: bool) -> SamImageEncode
             f"use {max(multiple, round(input_size / multiple) * multiple)}"
         )
     if base in COMPACT_BASES:
-        return CompactImageEncoder(input_size, is_fused)
+        return CompactImageEncoder(input_size, is_fused, COMPACT_BACKBONES[base])
     return SamImageEncoder(VIT_SIZES[base], input_size)
 
 

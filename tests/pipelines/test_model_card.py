@@ -55,6 +55,24 @@ def test_results_are_given_by_the_size_of_the_object() -> None:
     assert "| 5 to 20 % | 1 | 60.0 (60.0 to 60.0) |" in lines[4]
 
 
+def test_results_on_skin_are_given_by_its_tone_and_by_contrast() -> None:
+    tones = (None, 40.0, 10.0, 60.0, 20.0, 50.0, -30.0)
+    cases = [case(replace(FINE, dice=0.9))._replace(skin_tone=tone, contrast=5.0) for tone in tones]
+    lines = model_card.render_results(cases, CARD._replace(is_on_skin=True), set()).splitlines()
+    by_tone = [line.split(" | ")[:2] for line in lines if "skin tone" in line]
+    assert by_tone == [
+        ["| skin tone (ITA) -30 to 10°, darkest third", "2"],
+        ["| skin tone (ITA) 20 to 40°, middle third", "2"],
+        ["| skin tone (ITA) 50 to 60°, lightest third", "2"],
+    ]
+    assert sum("contrast (ΔE00) 5 to 5" in line for line in lines) == 3
+
+
+def test_the_typology_angle_is_that_of_its_definition() -> None:
+    assert model_card.typology_angle(70.0, 20.0) == pytest.approx(45)
+    assert model_card.typology_angle(40.0, 15.0) < 0  # dark skin
+
+
 def test_near_copies_are_counted_and_left_out_once_more() -> None:
     cases = [case(replace(FINE, image=name, dice=dice)) for name, dice in (("a", 1.0), ("b", 0.8))]
     text = model_card.render_results(cases, CARD, {"a"})

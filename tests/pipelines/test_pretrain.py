@@ -11,7 +11,8 @@ from torch import Tensor
 
 from amsam_med.model import build_amsam
 from amsam_med.model.amsam import Prediction
-from amsam_med.model.encoders import COMPACT_BACKBONE, CompactImageEncoder
+from amsam_med.model.build import COMPACT_BACKBONES
+from amsam_med.model.encoders import CompactImageEncoder
 from pipelines import pretrain, scenes
 from pipelines.imagenet import load_imagenet_weights
 from pipelines.scenes import IDS, PASTED, Bank, Items, Scene, Source
@@ -213,7 +214,7 @@ def test_the_average_forgets_how_a_short_run_began_and_remembers_in_a_long_one()
 
 def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--sizes", "32", "64"]
-    arguments += ["--random", "--backbone", COMPACT_BACKBONE, "--minutes"]
+    arguments += ["--random", "--backbone", COMPACT_BACKBONES["tiny"], "--minutes"]
     first = CliRunner().invoke(pretrain.main, [*arguments, "0.05"], catch_exceptions=False)
     assert first.exit_code == 0
     assert "32 px from step 0" in first.output
