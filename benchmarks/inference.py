@@ -1,10 +1,13 @@
 """How long does an image take? Encoder, decoder, detector, and all of them as `amsam segment` calls them.
 
     python -m benchmarks.inference [--bundle amsam_isic] [--test-views none] [--data DATA] [--images 40]
+    python -m benchmarks.inference --beside repvit_m0_9
 
 Images are read and squashed beforehand, from the test part of ISIC 2018 under DATA or AMSAM_DATA, or else drawn; then
 the parts work on batches of 8 on all cores, the first batch unmeasured, and the median batch counts. Let nothing else
-run beside it. The last line is ``network and box X ms an image (limit 40)``.
+run beside it. The last line is ``network and box X ms an image (limit 40)``. With ``--beside`` the whole is measured in
+turns with a network of another backbone, with random weights and a detected box that has no rival, as bundles had it
+before; the last line is then ``network and box X ms an image, R of Y ms with BACKBONE``.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +30,8 @@ from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import list_images
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
-from amsam_med.model import AmSam
+from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.encoders import CompactImageEncoder
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.views import VIEWS_OF_KIND
 
@@ -53,7 +58,8 @@ class Part(NamedTuple):
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"
 )
 @click.option("--images", "count", type=click.IntRange(2 * BATCH_SIZE), default=5 * BATCH_SIZE)
-def main(bundle: str, test_views: str, data: Path | None, count: int) -> None:
+@click.option("--beside", metavar="BACKBONE", help="timm's name of another backbone to measure in turns.")
+def main(bundle: str, test_views: str, data: Path | None, count: int, beside: str | None) -> None:
     """Print milliseconds an image of the parts and of the whole."""
     overrides = {"test_views": test_views, "device": torch.device("cpu")}
     parser = open_bundle(bundle, "inference", overrides)
@@ -65,6 +71,12 @@ def main(bundle: str, test_views: str, data: Path | None, count: int) -> None:
         for part in _parts(network, inferer):
             milliseconds[part.name] = _milliseconds(part.work, batches)
             print(f"{part.name:<36}{milliseconds[part.name]:6.1f} ms an image", flush=True)
+        if beside is not None:
+            ours, theirs = _in_turns(network, inferer, beside, batches)
+            print(
+                f"network and box {ours:.1f} ms an image, {ours / theirs:.2f} of that with {beside} ({theirs:.1f} ms)"
+            )
+            return
     print(f"network and box {milliseconds[part.name]:.1f} ms an image (limit {LIMIT_MS})")
 
 
@@ -79,14 +91,28 @@ def _parts(network: AmSam, inferer: PromptInferer) -> list[Part]:
     return [*parts, Part(f"network, box and flags{views}", lambda images: inferer.predict(images, network))]
 
 
+def _in_turns(network: AmSam, inferer: PromptInferer, backbone: str, batches: Sequence[Tensor]) -> tuple[float, float]:
+    """Milliseconds an image of the bundle, and of its network with another backbone and without a rival."""
+    other = build_amsam(**network.settings).eval()
+    other.image_encoder = CompactImageEncoder(network.input_size, backbone_name=backbone).eval()
+    other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain = PromptInferer(inferer.detector)
+    pair = (partial(inferer.predict, network=network), partial(plain.predict, network=other))
+    seconds = [[_seconds(partial(predict, batch)) for predict in pair] for batch in batches]
+    ours, theirs = (1000 * statistics.median(column) / BATCH_SIZE for column in zip(*seconds[1:], strict=True))
+    return ours, theirs
+
+
 def _milliseconds(work: Callable[[Tensor], object], batches: Sequence[Tensor]) -> float:
     """Of the median batch, an image; the first batch warms up."""
-    seconds = []
-    for batch in batches:
-        start = time.perf_counter()
-        work(batch)
-        seconds.append(time.perf_counter() - start)
+    seconds = [_seconds(partial(work, batch)) for batch in batches]
     return 1000 * statistics.median(seconds[1:]) / BATCH_SIZE
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _batches(data: Path | None, count: int, prepare: Callable[[Any], Any]) -> tuple[list[Tensor], str]:
