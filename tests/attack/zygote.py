@@ -72,6 +72,7 @@ class Surroundings:
         limits: Of the module ``resource`` by name, as ``{"RLIMIT_NOFILE": 64}``.
         events: What happens to it.
         is_bound_by_permissions: Whether the superuser gives up reading and writing what is not allowed to anybody.
+        is_cwd_removed: Whether the working directory is deleted before the command begins.
         writable: The only folder that can be written to, where the system lets the superuser see to that: what a defect
             would delete or overwrite is then not that of the machine.
     """
@@ -86,6 +87,7 @@ class Surroundings:
     limits: Mapping[str, int] = field(default_factory=dict)
     events: Sequence[Event] = ()
     is_bound_by_permissions: bool = True
+    is_cwd_removed: bool = False
     writable: str = ""
 
 
@@ -128,6 +130,7 @@ class Zygote:
             assert answer is not None, "the zygote does not answer"
             if "started" in answer:
                 self._running.add(answer["started"])
+                self._ended.pop(answer["started"], None)  # the system gives numbers again
                 return int(answer["started"])
 
     def ended(self, process: int, seconds: float) -> Ended | None:
@@ -237,6 +240,8 @@ def _enter(given: Surroundings) -> None:
     if given.writable and os.geteuid() == 0:
         _confine(os.fsencode(given.writable))
     os.chdir(given.cwd)
+    if given.is_cwd_removed:
+        os.rmdir(given.cwd)
     if given.is_bound_by_permissions and os.geteuid() == 0:
         _give_up_file_powers()
     address_space = _status_kb("VmSize") * 1024 + given.megabytes * (1 << 20)
