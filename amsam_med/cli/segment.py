@@ -186,7 +186,7 @@ def segment(
     the first keeps it and the next is written as a.png_segmentation.png.
 
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
-    SIGTERM, 129 by SIGHUP (the batch in hand is finished and all results are kept).
+    SIGTERM, 129 by SIGHUP (the batch in hand is finished and all results are kept), 141 if nobody reads what it prints.
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import default_bundle
     from amsam_med.errors import DataError
