@@ -25,6 +25,7 @@ DEBUG_VARIABLE = "AMSAM_DEBUG"
 """Environment variable; 1 shows the traceback of every error."""
 
 _LONGEST_MESSAGE = 4000  # characters
+_DEEPEST_PATH = 500  # folders
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _refuse_empty(words)
+        _check_words(words)
         result = amsam.main(words, prog_name="amsam", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
@@ -149,13 +150,22 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115  # for good
 
 
-def _refuse_empty(words: Sequence[str]) -> None:
-    """Refuse empty words, which come of a shell's variable without a value, and would mean the current folder."""
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that no command could make sense of.
+
+    Empty words come of a shell's variable without a value, and would mean the current folder. Python makes the folders
+    of a path by recursion, and does not come to the end of some thousand.
+    """
     for before, word in pairwise(["amsam", *words]):
         option, is_given, value = word.partition("=")
         if not word or (option.startswith("--") and is_given and not value):
             what = f"{option} has an empty value" if option else f"the word after {before} is empty"
             raise click.UsageError(f"{what}. Give one; '.' is the current folder")
+        if (depth := word.count(os.sep)) > _DEEPEST_PATH:
+            raise click.UsageError(
+                f"the path {word[:40]}... has {depth:,} folders, one in another, more than {_DEEPEST_PATH}; "
+                "give a shorter one"
+            )
 
 
 def _shortened(message: str) -> str:

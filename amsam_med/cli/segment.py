@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
+from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
     from amsam_med.data.nifti import SliceAxis
@@ -215,7 +216,7 @@ def segment(
     if address is not None and engine != "ray":
         raise click.UsageError("--address is that of a Ray cluster; give --engine ray as well", ctx)
     try:
-        with _progress_bar() as progress:
+        with _progress_bar() as progress, tidy_end("The same command goes on where this one was."):
             summary = run(inputs, output, chosen, progress)
     except DataError as error:  # of the inputs or the bundle; what is wrong with an image is in its row
         raise click.UsageError(str(error), ctx) from error

@@ -103,6 +103,11 @@ def test_an_empty_word_is_refused_and_the_one_before_it_named(capsys: pytest.Cap
     assert "the word after --bundle is empty" in capsys.readouterr().err
 
 
+def test_a_path_deeper_than_python_can_make_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "photos", "-o", "d/" * 1900]) == 2
+    assert "has 1,900 folders, one in another, more than 500; give a shorter one" in capsys.readouterr().err
+
+
 def test_debugging_shows_the_traceback(
     failing: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
