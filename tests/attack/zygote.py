@@ -39,6 +39,7 @@ _PRELOADED = (
 )
 _NEW_MOUNTS, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR, _AT_CWD, _AT_RECURSIVE = 442, -100, 0x8000
+_SHARED_MEMORY = b"/dev/shm"  # locks between threads and processes are made there
 _FILE_POWERS = 1 << 1 | 1 << 2  # DAC_OVERRIDE and DAC_READ_SEARCH: with them no permission binds
 
 
@@ -270,12 +271,14 @@ def _connect(number: int, name: str) -> None:
 
 
 def _confine(writable: bytes) -> None:
-    """See every file system but one folder as read-only, in this process and those that it starts."""
+    """See all but one folder and the shared memory as read-only, in this process and those that it starts."""
     libc = ctypes.CDLL(None)
     if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE | _RECURSIVE, None):
         return  # not allowed here, as in most containers
-    libc.mount(writable, writable, None, _BIND | _RECURSIVE, None)
-    for path, is_read_only in ((b"/", 1), (writable, 0)):
+    kept = (writable, _SHARED_MEMORY)
+    for path in kept:
+        libc.mount(path, path, None, _BIND | _RECURSIVE, None)
+    for path, is_read_only in ((b"/", 1), *((path, 0) for path in kept)):
         attributes = (ctypes.c_uint64 * 4)(is_read_only, 1 - is_read_only, 0, 0)  # to set, to clear, ...
         libc.syscall(_MOUNT_SETATTR, _AT_CWD, path, _AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
 
