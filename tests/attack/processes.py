@@ -320,7 +320,7 @@ def _disks() -> None:
         disk = world.small_disk("disk", "200k")
         world.output = disk / "out"
         run = world.amsam(*_detector_words(world, "1"), seconds=120)
-        assert_refused(run, "(?i)space|room", seconds=120)
+        assert_plain(run, (1,), "(?i)space|room", seconds=120)  # after the line of an epoch
         assert_no_scraps(world.output)
 
     for verb in ("segment", "detector"):
