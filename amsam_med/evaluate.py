@@ -35,6 +35,7 @@ from amsam_med.errors import DataError
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
+from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
 from amsam_med.report import draw_scores
 from amsam_med.views import ViewKind
@@ -42,6 +43,7 @@ from amsam_med.views import ViewKind
 SCORES_TABLE = "scores.csv"
 SCORES_SUMMARY = "scores.json"
 SCORES_PICTURE = "scores.png"
+LOCK = ".evaluate.lock"
 MASK_LOGITS = "mask_logits"
 """Key under which the workflow keeps an item's logits ``(C + 1, h, w)`` beside the mask made of them."""
 JACCARD_THRESHOLD = 0.65
@@ -317,11 +319,14 @@ def evaluate(
         progress: Called after each image.
 
     Raises:
-        ConfigError: The output lies among the images or masks, or there is too little memory.
+        ConfigError: The output lies among the images or masks, another process writes to it, or there is too little
+            memory.
         DataError: The data cannot be used, or the output cannot be written to.
         WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
     """
-    with limits_named(output, _LESS_MEMORY):
+    with limits_named(output, _LESS_MEMORY), held(output / LOCK, f"the scores in {output}"):
+        for name in (SCORES_TABLE, SCORES_SUMMARY, SCORES_PICTURE):
+            sweep_unfinished(output / name)
         return _evaluate(data, output, options or EvaluateOptions(), progress)
 
 

@@ -268,6 +268,7 @@ class RunRecorder:
 
     def _finish(self, _engine: Engine) -> None:
         """Put the best weights into the network, and write it whole where a bundle wants it."""
+        self._write_history()  # a run that was resumed when it was over has no epoch that would
         load_adapter(self.network, self.folder / ADAPTER)
         if self.save_whole_model:
             save_model(self.network, self.folder / MODEL)

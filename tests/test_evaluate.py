@@ -306,3 +306,10 @@ def test_an_output_that_cannot_be_written_to_is_named(tiny_bundle: Path, labelle
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be read or written"):
         evaluate(labelled_folder, tmp_path / "file" / "scores", EvaluateOptions(str(tiny_bundle)))
+
+
+def test_what_a_killed_evaluation_left_is_swept(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".scores.csv.0badf00d.csv").write_text("half")
+    (tmp_path / "notes.txt").write_text("mine")
+    evaluate(labelled_folder, tmp_path, EvaluateOptions(str(tiny_bundle)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "scores.csv", "scores.json", "scores.png"]

@@ -165,6 +165,7 @@ def test_a_resumed_run_does_not_repeat_what_is_saved(
 def test_resuming_a_finished_run_changes_nothing(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
     first = run(tiny_bundle, labelled_folder, tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in ("adapter.safetensors", "history.csv", "split.json")}
+    (tmp_path / "history.csv").write_text("damaged meanwhile")
     second = run(tiny_bundle, labelled_folder, tmp_path, resume=True)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert (second.best_dice, second.best_epoch) == (first.best_dice, first.best_epoch)

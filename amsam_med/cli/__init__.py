@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import click
 
@@ -23,6 +25,7 @@ DEBUG_VARIABLE = "AMSAM_DEBUG"
 """Environment variable; 1 shows the traceback of every error."""
 
 _LONGEST_MESSAGE = 4000  # characters
+_DEEPEST_PATH = 500  # folders
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -80,10 +83,7 @@ class LazyGroup(click.Group):
         except AmsamError as error:
             if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise
-            text = str(error)
-            if len(text) > _LONGEST_MESSAGE:  # it quotes a word without end
-                text = f"{text[: _LONGEST_MESSAGE // 2]} ... {text[-_LONGEST_MESSAGE // 2 :]}"
-            raise click.ClickException(text) from error
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -104,13 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _refuse_empty(words)
+        _check_words(words)
         result = amsam.main(words, prog_name="amsam", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
     except click.ClickException as error:
+        said = io.StringIO()
+        error.show(said)
         with suppress(OSError):
-            error.show()
+            click.echo(_shortened(said.getvalue().rstrip("\n")), err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         with suppress(OSError):
@@ -148,13 +150,29 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115  # for good
 
 
-def _refuse_empty(words: Sequence[str]) -> None:
-    """Refuse empty words, which come of a shell's variable without a value, and would mean the current folder."""
-    for word in words:
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that no command could make sense of.
+
+    Empty words come of a shell's variable without a value, and would mean the current folder. Python makes the folders
+    of a path by recursion, and does not come to the end of some thousand.
+    """
+    for before, word in pairwise(["amsam", *words]):
         option, is_given, value = word.partition("=")
         if not word or (option.startswith("--") and is_given and not value):
-            what = f"{option} has an empty value" if option else "an argument is empty"
+            what = f"{option} has an empty value" if option else f"the word after {before} is empty"
             raise click.UsageError(f"{what}. Give one; '.' is the current folder")
+        if (depth := word.count(os.sep)) > _DEEPEST_PATH:
+            raise click.UsageError(
+                f"the path {word[:40]}... has {depth:,} folders, one in another, more than {_DEEPEST_PATH}; "
+                "give a shorter one"
+            )
+
+
+def _shortened(message: str) -> str:
+    """A message without the middle of a word without end that it quotes."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
 
 
 def _said(error: OSError) -> int:
@@ -162,7 +180,7 @@ def _said(error: OSError) -> int:
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     hint = ". Make room, or print elsewhere" if error.errno == errno.ENOSPC and not place else ""
     with suppress(OSError):
-        click.echo(f"Error: {place}{error.strerror or error}{hint}", err=True)
+        click.echo(_shortened(f"Error: {place}{error.strerror or error}{hint}"), err=True)
     if error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
         _silenced()
     return 1

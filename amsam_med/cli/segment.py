@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amsam_med.cli import options
+from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
     from amsam_med.data.nifti import SliceAxis
@@ -186,7 +187,7 @@ def segment(
     the first keeps it and the next is written as a.png_segmentation.png.
 
     Exit codes: 0 all images done, 1 some failed or a fault to mend, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
-    SIGTERM, 129 by SIGHUP (the batch in hand is finished and all results are kept).
+    SIGTERM, 129 by SIGHUP (the batch in hand is finished and all results are kept), 141 if nobody reads what it prints.
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import default_bundle
     from amsam_med.errors import DataError
@@ -215,7 +216,7 @@ def segment(
     if address is not None and engine != "ray":
         raise click.UsageError("--address is that of a Ray cluster; give --engine ray as well", ctx)
     try:
-        with _progress_bar() as progress:
+        with _progress_bar() as progress, tidy_end("The same command goes on where this one was."):
             summary = run(inputs, output, chosen, progress)
     except DataError as error:  # of the inputs or the bundle; what is wrong with an image is in its row
         raise click.UsageError(str(error), ctx) from error

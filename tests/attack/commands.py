@@ -126,7 +126,8 @@ def _streams() -> None:
             run = world.segment(**streams)  # type: ignore[arg-type]
             assert "Traceback" not in run.printed, run.printed
             assert "Exception ignored" not in run.printed, run.printed
-            assert run.code == 1, f"exit code {run.code}: {run.printed}"
+            wanted = 141 if BROKEN in streams.values() else 1  # as shells have it where the reader has gone
+            assert run.code == wanted, f"exit code {run.code} and not {wanted}: {run.printed}"
             assert_untouched(world)
             assert len(assert_whole(world.output)) == 2
 
@@ -177,7 +178,7 @@ def _environment() -> None:
             _ = world.before
             run = world.segment(environment=world.environment(**changed))
             if "TMPDIR" in changed and run.code != 0:
-                assert_refused(run, "(?i)temporary folder|TMPDIR")
+                assert_refused(run, "(?i)temporary folder|TMPDIR|XDG_CONFIG_HOME")  # what to name another one with
             else:
                 assert_plain(run, (0,))
                 assert_whole(world.output)
@@ -196,12 +197,9 @@ def _environment() -> None:
     @case(ENVIRONMENT, "a working directory that is gone")
     def gone(world: World) -> None:
         write_picture(world.input / "a.png")
-        here = world.root / "gone"
-        here.mkdir()
-        world.cwd = here
-        running = world.start(*world.segment_words(), events=())
-        here.rmdir()
-        assert_plain(running.wait(), (0, 1, 2))
+        world.cwd = world.root / "gone"
+        world.cwd.mkdir()
+        assert_plain(world.segment(is_cwd_removed=True), (0, 1, 2))
 
     @case(ENVIRONMENT, "code in the working directory under the names of modules")
     def modules(world: World) -> None:

@@ -58,8 +58,8 @@ class Tensors:
 
     @property
     def first(self) -> dict[str, Any]:
-        """What the header says of the first tensor."""
-        entry: dict[str, Any] = self.header[self.names[0]]
+        """What the header says of the first tensor of more than one axis, whose shape matters."""
+        entry: dict[str, Any] = next(self.header[name] for name in self.names if len(self.header[name]["shape"]) > 1)
         return entry
 
     def fill(self, value: float, names: list[str] | None = None) -> None:
@@ -132,7 +132,7 @@ def metadata(**changes: str | None) -> Damage:
 
 
 def tensor(**changes: Any) -> Damage:
-    """Change what the header says of the first tensor."""
+    """Change what the header says of the first tensor of more than one axis."""
     return edited(lambda file: file.first.update(changes))
 
 

@@ -219,6 +219,10 @@ class World:
         self._mounts.append(folder)
         return folder
 
+    def enlarge(self, disk: Path, size: str) -> None:
+        """Give a file system that :meth:`small_disk` made another size."""
+        subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
     def close(self) -> None:
         """Take away what the case has mounted and locked."""
         for folder in self._mounts:

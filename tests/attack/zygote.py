@@ -39,6 +39,7 @@ _PRELOADED = (
 )
 _NEW_MOUNTS, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR, _AT_CWD, _AT_RECURSIVE = 442, -100, 0x8000
+_SHARED_MEMORY = b"/dev/shm"  # locks between threads and processes are made there
 _FILE_POWERS = 1 << 1 | 1 << 2  # DAC_OVERRIDE and DAC_READ_SEARCH: with them no permission binds
 
 
@@ -72,6 +73,7 @@ class Surroundings:
         limits: Of the module ``resource`` by name, as ``{"RLIMIT_NOFILE": 64}``.
         events: What happens to it.
         is_bound_by_permissions: Whether the superuser gives up reading and writing what is not allowed to anybody.
+        is_cwd_removed: Whether the working directory is deleted before the command begins.
         writable: The only folder that can be written to, where the system lets the superuser see to that: what a defect
             would delete or overwrite is then not that of the machine.
     """
@@ -86,6 +88,7 @@ class Surroundings:
     limits: Mapping[str, int] = field(default_factory=dict)
     events: Sequence[Event] = ()
     is_bound_by_permissions: bool = True
+    is_cwd_removed: bool = False
     writable: str = ""
 
 
@@ -128,6 +131,7 @@ class Zygote:
             assert answer is not None, "the zygote does not answer"
             if "started" in answer:
                 self._running.add(answer["started"])
+                self._ended.pop(answer["started"], None)  # the system gives numbers again
                 return int(answer["started"])
 
     def ended(self, process: int, seconds: float) -> Ended | None:
@@ -237,6 +241,8 @@ def _enter(given: Surroundings) -> None:
     if given.writable and os.geteuid() == 0:
         _confine(os.fsencode(given.writable))
     os.chdir(given.cwd)
+    if given.is_cwd_removed:
+        os.rmdir(given.cwd)
     if given.is_bound_by_permissions and os.geteuid() == 0:
         _give_up_file_powers()
     address_space = _status_kb("VmSize") * 1024 + given.megabytes * (1 << 20)
@@ -265,12 +271,14 @@ def _connect(number: int, name: str) -> None:
 
 
 def _confine(writable: bytes) -> None:
-    """See every file system but one folder as read-only, in this process and those that it starts."""
+    """See all but one folder and the shared memory as read-only, in this process and those that it starts."""
     libc = ctypes.CDLL(None)
     if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE | _RECURSIVE, None):
         return  # not allowed here, as in most containers
-    libc.mount(writable, writable, None, _BIND | _RECURSIVE, None)
-    for path, is_read_only in ((b"/", 1), (writable, 0)):
+    kept = (writable, _SHARED_MEMORY)
+    for path in kept:
+        libc.mount(path, path, None, _BIND | _RECURSIVE, None)
+    for path, is_read_only in ((b"/", 1), *((path, 0) for path in kept)):
         attributes = (ctypes.c_uint64 * 4)(is_read_only, 1 - is_read_only, 0, 0)  # to set, to clear, ...
         libc.syscall(_MOUNT_SETATTR, _AT_CWD, path, _AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
 

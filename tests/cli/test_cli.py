@@ -87,6 +87,27 @@ def test_a_fault_of_the_users_is_one_line_and_exit_code_1(
     assert capsys.readouterr() == ("", "Error: a.png is empty\n")
 
 
+@pytest.mark.parametrize("words", [["data", "check", "x" * 5000], ["--" + "x" * 5000], ["x" * 5000]])
+def test_a_message_that_quotes_a_word_without_end_is_shortened(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    printed = capsys.readouterr().err
+    assert "Usage: amsam" in printed
+    assert " ... " in printed
+    assert max(map(len, printed.splitlines())) < 4100
+
+
+def test_an_empty_word_is_refused_and_the_one_before_it_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "photos", "--bundle", ""]) == 2
+    assert "the word after --bundle is empty" in capsys.readouterr().err
+
+
+def test_a_path_deeper_than_python_can_make_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "photos", "-o", "d/" * 1900]) == 2
+    assert "has 1,900 folders, one in another, more than 500; give a shorter one" in capsys.readouterr().err
+
+
 def test_debugging_shows_the_traceback(
     failing: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
