@@ -72,7 +72,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_disk(error: OSError, output: Path) -> str:
-    place = output if error.filename is None else error.filename
+    # An error that names no file need not be the output's fault: locks between processes lie in shared memory.
+    place = error.filename or f"{output}, the temporary folder or shared memory (/dev/shm)"
     return (
         f"{place}: cannot be read or written ({error.strerror or error}); make room, change its permissions, or give "
         "another folder"
