@@ -24,7 +24,7 @@ from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.learn.hypergradient import Hypergradient
 from amsam_med.learn.levels import trainable_state
 from amsam_med.model import AmSam
-from amsam_med.model.build import BaseName
+from amsam_med.model.build import Adapted, BaseName
 from amsam_med.model.calibration import CalibrationMode
 from amsam_med.model.lora import LoraLinear, adapted_weight
 from amsam_med.model.prompt import PromptKind
@@ -51,6 +51,8 @@ class AdapterSettings(Record):
     calibration: CalibrationMode
     alpha: Share
     prompt: PromptKind
+    adapts: Adapted = "decoder"
+    """Adapters written before it was introduced have none."""
 
 
 class AdapterRecord(Record):
@@ -65,6 +67,7 @@ class AdapterRecord(Record):
     batch_size: Count | None = None
     lower_rate: Rate | None = None
     upper_rate: Rate | None = None
+    neck_rate: Rate | None = None
     weight_decay: Rate | None = None
     lambda_dice: Share | None = None
     hypergradient: Hypergradient | None = None

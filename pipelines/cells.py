@@ -37,6 +37,7 @@ from amsam_med.evaluate import dice_score
 from amsam_med.infer import PromptInferer, predict_prompted
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.encoders import BelowNeck
 from pipelines import fewshot
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import BaselineNetwork, Recipe, Setting
@@ -132,11 +133,11 @@ class TestImages:
         return self.images(input_size)[some].float().div_(255)
 
     def encoded(self, place: Place) -> Tensor:
-        """Embeddings float ``(N, 256, S/16, S/16)`` by a place's base."""
+        """Features float ``(N, C, S/16, S/16)`` by a place's base, which its networks take in place of images."""
         key = f"{place.base} {place.base_file} {place.input_size}"
         if key not in self._encoded:
             network = build_amsam(place.base, input_size=place.input_size, base_weights=place.base_file)
-            cache = EmbeddingCache(network.image_encoder.to(place.device), self.embeddings, AT_ONCE)
+            cache = EmbeddingCache(BelowNeck(network.image_encoder).to(place.device), self.embeddings, AT_ONCE)
             parts = [cache.get(self.batch(some, place.input_size)) for some in self._slices()]
             self._encoded[key] = torch.cat(parts)
         return self._encoded[key]

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import click
 import torch
 from monai.data.dataset import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
@@ -38,6 +38,7 @@ from amsam_med.infer import predict_prompted
 from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.encoders import BelowNeck, CompactImageEncoder, SamImageEncoder
 from pipelines.reporting import write_block
 
 INPUT_SIZE = 256
@@ -143,15 +144,15 @@ class Field:
     Args:
         items: Pairs of image and mask.
         encoder: The base's image encoder.
-        folder: Where embeddings are kept between runs.
+        folder: Where its features are kept between runs.
     """
 
-    def __init__(self, items: Sequence[Item], encoder: nn.Module, folder: Path) -> None:
+    def __init__(self, items: Sequence[Item], encoder: SamImageEncoder | CompactImageEncoder, folder: Path) -> None:
         prepare = preprocessing(INPUT_SIZE, with_label=True, label_at="original")
         loaded = [prepare(dict(item)) for item in items]
         self.images = torch.stack([item[Keys.IMAGE] for item in loaded])
         self.truths: list[Tensor] = [item[Keys.LABEL][0] for item in loaded]
-        self.embeddings = EmbeddingCache(encoder, folder).get(self.images)
+        self.features = EmbeddingCache(BelowNeck(encoder), folder).get(self.images)
         self._found: dict[Path, Detections] = {}
 
     def __len__(self) -> int:
@@ -178,7 +179,7 @@ class Field:
         for start in range(0, len(self), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             given = boxes and Detections(*(part[some] for part in boxes))
-            found = predict_prompted(network, self.embeddings[some], given)
+            found = predict_prompted(network, self.features[some], given)
             for mask_logits, truth in zip(found.mask_logits, self.truths[some], strict=True):
                 size = (truth.shape[0], truth.shape[1])
                 scores.append(dice_score(restore_original(mask_logits, size), truth))

@@ -3,9 +3,11 @@
     python pipelines/release.py base tiny RUN/tiny.safetensors
     python pipelines/release.py detector amsam_isic detectors/lesion.safetensors
     python pipelines/release.py model amsam_isic RUN
+    python pipelines/release.py plain amsam_isic
     python pipelines/release.py bundles
 
 ``model`` takes the run folder of a bundle's training and stores its best weights as the bundle's ``models/model.pt``;
+``plain`` stores the base there as it is;
 ``bundles`` records the sha256 of the shipped bundles' configurations after a change of theirs.
 """
 
@@ -18,12 +20,14 @@ import click
 
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, read_adapter, save_model
-from amsam_med.model import build_amsam
+from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.build import COMPACT_BASES
 from amsam_med.trust import register_bundles
 
 LARGEST = 25 * 1000**2
 """Bytes that a weight file in the repository may have."""
+BASE = "tiny"
+"""Of both bundles."""
 DETECTORS = {"amsam_isic": "lesion-detector", "amsam_body": "person-detector"}
 
 
@@ -61,17 +65,29 @@ def model(bundle: str, run: Path) -> None:
     settings, record, _ = read_adapter(adapter)
     network = build_amsam(**settings, base_weights=weights.find(settings["base"]))
     load_adapter(network, adapter)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.pt"
-        save_model(network, file)
-        _release(bundle, file)
+    _release_model(bundle, network)
     print(f"epoch {record['epoch']}, Dice on D2 {record['d2_dice']:.4f}")
+
+
+@main.command()
+@click.argument("bundle", type=click.Choice(list(DETECTORS)))
+def plain(bundle: str) -> None:
+    """Release the base itself as a bundle's model, where no adapter measured better."""
+    network = build_amsam(BASE, base_weights=weights.find(BASE))  # its LoRA is zero, so it computes what the base does
+    _release_model(bundle, network)
 
 
 @main.command()
 def bundles() -> None:
     """Record the configurations of the shipped bundles as they are now: these run without being asked for trust."""
     register_bundles()
+
+
+def _release_model(bundle: str, network: AmSam) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pt"
+        save_model(network, file)
+        _release(bundle, file)
 
 
 def _release(name: str, file: Path) -> None:

@@ -57,16 +57,16 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("calibration", ["paper", "learned"])
-def test_an_adapter_brings_back_what_was_trained(base: Path, tmp_path: Path, calibration: str):
-    trained = _trained(base, calibration=calibration)
+@pytest.mark.parametrize("settings", [{"calibration": "paper"}, {"calibration": "learned"}, {"adapts": "neck"}])
+def test_an_adapter_brings_back_what_was_trained(base: Path, tmp_path: Path, settings: dict[str, str]):
+    trained = _trained(base, **settings)
     save_adapter(trained, tmp_path / "a.safetensors", {"shots": 8})
-    fresh = _network(base, calibration=calibration)
+    fresh = _network(base, **settings)
     load_adapter(fresh, tmp_path / "a.safetensors")
     with torch.no_grad():
         assert torch.equal(fresh(IMAGE), trained(IMAGE))
-    settings, record, _ = read_adapter(tmp_path / "a.safetensors")
-    assert settings == trained.settings
+    written, record, _ = read_adapter(tmp_path / "a.safetensors")
+    assert written == trained.settings
     assert record == {"shots": 8}
 
 

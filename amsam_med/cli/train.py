@@ -96,6 +96,12 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
     help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.  "
     "[default: the bundle's]",
 )
+@click.option(
+    "--adapts",
+    type=click.Choice(["decoder", "neck"]),
+    help="What is adapted: the mask decoder, as in the paper, or also the encoder's neck, its two last convolutions.  "
+    "[default: the bundle's]",
+)
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
 @click.option(
@@ -119,6 +125,7 @@ def train(
     epochs: int,
     batch_size: int,
     views: str | None,
+    adapts: str | None,
     paper: bool,
     cache: Path | None,
     input_size: int,
@@ -172,8 +179,7 @@ def train(
         "cache_dir": None if cache is None else str(cache),
         "input_size": input_size,
     }
-    if views is not None:
-        overrides["views"] = views
+    overrides |= {name: value for name, value in {"views": views, "adapts": adapts}.items() if value is not None}
     if paper:
         overrides |= paper_settings()
     if base_weights is not None:

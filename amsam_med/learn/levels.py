@@ -1,7 +1,8 @@
 """The two levels of training: who owns which parameters and which half of the examples (Eq. 6-8).
 
-The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6). The upper level
-trains A, the prompt embedding, on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so;
+The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6); where a network
+adapts its neck, this belongs to W as well, which goes beyond the paper. The upper level trains A, the prompt embedding,
+on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so;
 parameters are known by their names in :class:`amsam_med.model.AmSam`.
 """
 
@@ -30,6 +31,8 @@ DECODER_PARTS = (
 )
 """The parts of the decoder that are trained whole, beside the LoRA weights inside its transformer."""
 CALIBRATION = "calibration."
+NECK = "image_encoder.neck."
+"""Trained where the network's ``settings`` say that it adapts its neck."""
 
 
 def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -38,13 +41,34 @@ def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError: The network has no LoRA weights.
     """
-    lower = {name: parameter for name, parameter in network.named_parameters() if _is_lower(name)}
+    prefixes = (*DECODER_PARTS, CALIBRATION, *([NECK] if _adapts_neck(network) else []))
+    lower = {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if name.endswith(LORA_SUFFIXES) or name.startswith(prefixes)
+    }
     if not any(name.endswith(LORA_SUFFIXES) for name in lower):
         raise ConfigError(
             f"{type(network).__name__} has no LoRA weights (no parameter ends in {' or '.join(LORA_SUFFIXES)}); "
             "build it with build_amsam(rank=4), and hand over the network itself, not a wrapper around it"
         )
     return lower
+
+
+def lower_groups(network: nn.Module, rate: float, neck_rate: float) -> list[dict[str, Any]]:
+    """W as an optimiser's groups: the decoder at ``rate`` and, where it is trained, the neck at ``neck_rate``.
+
+    Hypergradients that look through a lower step take the first group's rate for all of W.
+
+    Raises:
+        ConfigError: As for :func:`lower_parameters`.
+    """
+    lower = lower_parameters(network)
+    groups = [
+        {"params": [parameter for name, parameter in lower.items() if not name.startswith(NECK)], "lr": rate},
+        {"params": [parameter for name, parameter in lower.items() if name.startswith(NECK)], "lr": neck_rate},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def upper_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -122,8 +146,9 @@ def split_levels(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Ite
     return drawn[:middle], drawn[middle:]
 
 
-def _is_lower(name: str) -> bool:
-    return name.endswith(LORA_SUFFIXES) or name.startswith((*DECODER_PARTS, CALIBRATION))
+def _adapts_neck(network: nn.Module) -> bool:
+    settings = getattr(network, "settings", {})
+    return isinstance(settings, dict) and settings.get("adapts") == "neck"
 
 
 def _stay_in_evaluation(module: nn.Module, _inputs: Any) -> None:

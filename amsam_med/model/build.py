@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, WeightsError
@@ -17,6 +18,8 @@ from amsam_med.tensors import read_pickled, read_tensors, refuse_non_finite
 
 BaseName = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases; see :func:`build_amsam`."""
+Adapted = Literal["decoder", "neck"]
+"""What few-shot training adapts; see :func:`build_amsam`."""
 VIT_SIZES = {
     "vit_b": VitSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": VitSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
@@ -32,6 +35,7 @@ CLASS_HEADS = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_ml
 """Parts whose shapes depend on the number of classes: taken from a base where they fit, new where they do not."""
 ADDITIONS = (".lora_a", ".lora_b", "calibration.")
 """Parts that AM-SAM adds to a base and that no base checkpoint holds."""
+_ENCODER = "image_encoder."
 
 
 def build_amsam(
@@ -44,6 +48,7 @@ def build_amsam(
     calibration_scope: CalibrationScope = "image",
     alpha: float = 0.7,
     prompt: PromptKind = "box",
+    adapts: Adapted = "decoder",
     base_weights: str | Path | None = None,
     is_fused: bool = True,
 ) -> AmSam:
@@ -59,6 +64,8 @@ def build_amsam(
         calibration_scope: ``"image"``, or ``"batch"`` for the paper's letter in training batches of more than one.
         alpha: Weight of the uncalibrated mask in Eq. 12.
         prompt: What of a box the prompt encoder sees: ``"box"``, ``"box+point"`` or ``"none"``.
+        adapts: What few-shot training adapts: ``"decoder"``, as in the paper, or ``"neck"``, which is the decoder and
+            the encoder's neck.
         base_weights: A SAM checkpoint (``.pth``) or a base of ours (``.safetensors``); None for random weights.
         is_fused: For the compact bases: inference form of the backbone; False only to pre-train it.
 
@@ -66,9 +73,11 @@ def build_amsam(
         The network in training mode, all parameters trainable; see ``learn.levels.set_trainable``.
 
     Raises:
-        ConfigError: An unknown base or an input size that it cannot take.
+        ConfigError: An unknown base, an input size that it cannot take, or an unknown part to adapt.
         WeightsError: ``base_weights`` is missing, damaged, or of another network.
     """
+    if adapts not in get_args(Adapted):
+        raise ConfigError(f"adapts {adapts!r} is unknown; expected one of {', '.join(get_args(Adapted))}")
     network = AmSam(
         image_encoder=_build_encoder(base, input_size, is_fused),
         prompt_encoder=PromptEncoder(input_size, prompt),
@@ -82,6 +91,7 @@ def build_amsam(
             "calibration": calibration,
             "alpha": alpha,
             "prompt": prompt,
+            "adapts": adapts,
         },
     )
     if base_weights is not None:
@@ -102,6 +112,8 @@ def load_base(network: AmSam, path: Path) -> None:
     state = _read_state(path)
     if isinstance(network.image_encoder, SamImageEncoder):
         state = _fit_encoder(network.image_encoder, state)
+    else:
+        state = _with_neck(state)
     own = network.state_dict()
     new_heads = {k for k in own if k.startswith(CLASS_HEADS) and (k not in state or state[k].shape != own[k].shape)}
     additions = {k for k in own if k.startswith(ADDITIONS[-1]) or k.endswith(ADDITIONS[:-1])}
@@ -135,9 +147,26 @@ def _build_encoder(base: str, input_size: int, is_fused: bool) -> SamImageEncode
 
 
 def _fit_encoder(encoder: SamImageEncoder, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "image_encoder."
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return {**state, **{prefix + k: v for k, v in encoder.fit_positions(inner).items()}}
+    inner = {k.removeprefix(_ENCODER): v for k, v in state.items() if k.startswith(_ENCODER)}
+    return {**state, **{_ENCODER + k: v for k, v in encoder.fit_positions(inner).items()}}
+
+
+def _with_neck(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a compact base whose neck has one first convolution a scale, as files of before have it.
+
+    Pooling, resizing and summing commute with a convolution of 1 x 1, so one over all channels does the same.
+    """
+    weights, biases = ([f"{_ENCODER}laterals.{scale}.{part}" for scale in range(3)] for part in ("weight", "bias"))
+    if any(name not in state for name in [*weights, *biases]):
+        return state
+    joined = {
+        f"{_ENCODER}neck.0.weight": torch.cat([state[name] for name in weights], dim=1),
+        f"{_ENCODER}neck.0.bias": torch.stack([state[name].float() for name in biases]).sum(dim=0),
+    }
+    for name in state.keys() - {*weights, *biases}:
+        new = name.replace(f"{_ENCODER}smooth.", f"{_ENCODER}neck.2.").replace(f"{_ENCODER}norm.", f"{_ENCODER}neck.3.")
+        joined[new] = state[name]
+    return joined
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

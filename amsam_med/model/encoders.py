@@ -1,7 +1,8 @@
-"""Image encoders: SAM's ViT at any input size, and a compact convolutional one. Both are frozen in few-shot training.
+"""Image encoders: SAM's ViT at any input size, and a compact convolutional one.
 
 An encoder turns RGB images float ``(B, 3, S, S)`` in [0, 1] into embeddings float ``(B, 256, S/16, S/16)`` and does its
-own normalisation, so that every caller hands over the same plain images.
+own normalisation, so that every caller hands over the same plain images. It does so in two parts: ``features`` float
+``(B, C, S/16, S/16)``, which few-shot training leaves as they are, and ``neck``, two convolutions that it may train.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class SamImageEncoder(ImageEncoderViT):
     Args:
         size: Width, depth, heads and global blocks of the ViT.
         input_size: A multiple of 16; SAM's own is 1024.
+
+    Attributes:
+        feature_channels: C of the features.
     """
 
     def __init__(self, size: VitSize, input_size: int) -> None:
@@ -62,6 +66,20 @@ class SamImageEncoder(ImageEncoderViT):
             global_attn_indexes=size.global_blocks,
         )
         self.input_size = input_size
+        self.feature_channels = size.width
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed float ``(B, 3, S, S)`` in [0, 1] as float ``(B, 256, S/16, S/16)``."""
+        embedding: Tensor = self.neck(self.features(image))
+        return embedding
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the blocks make of images, before the neck: float ``(B, C, S/16, S/16)``."""
+        tokens = self.patch_embed(image) + self.pos_embed  # (B, h, w, C)
+        for block in self.blocks:
+            tokens = block(tokens)
+        features: Tensor = tokens.permute(0, 3, 1, 2)
+        return features
 
     def fit_positions(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Interpolate position tables of a checkpoint made at another input size.
@@ -85,13 +103,16 @@ class SamImageEncoder(ImageEncoderViT):
 
 
 class CompactImageEncoder(nn.Module):
-    """A small convolutional encoder: a timm backbone whose stride 8, 16 and 32 features are summed at stride 16.
+    """A small convolutional encoder: a timm backbone whose stride 8, 16 and 32 features are joined at stride 16.
 
     Args:
         input_size: Side of the model input in pixels, a multiple of 32.
         is_fused: Build the backbone with its parallel branches and its batch norms merged into its convolutions, as it
             is shipped; False for training it.
         backbone_name: timm's name of a network with features at stride 8, 16 and 32.
+
+    Attributes:
+        feature_channels: C of the features.
     """
 
     pixel_mean: Tensor
@@ -104,24 +125,27 @@ class CompactImageEncoder(nn.Module):
         self.backbone: nn.Module = backbone
         if is_fused:
             self.fuse().train()
-        widths = cast(FeatureInfo, backbone.feature_info).channels()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, EMBEDDING_CHANNELS, kernel_size=1) for width in widths)
-        self.smooth = nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False)
-        self.norm = LayerNorm2d(EMBEDDING_CHANNELS)
+        self.feature_channels = sum(cast(FeatureInfo, backbone.feature_info).channels())
+        self.neck = nn.Sequential(
+            nn.Conv2d(self.feature_channels, EMBEDDING_CHANNELS, kernel_size=1),
+            nn.GELU(),
+            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+        )
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed float ``(B, 3, S, S)`` in [0, 1] as float ``(B, 256, S/16, S/16)``."""
-        features = self.backbone((image - self.pixel_mean) / self.pixel_std)
-        fine, middle, coarse = (lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True))
-        summed = (
-            middle
-            + functional.avg_pool2d(fine, kernel_size=2)
-            + functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-        )
-        embedding: Tensor = self.norm(self.smooth(functional.gelu(summed)))
+        embedding: Tensor = self.neck(self.features(image))
         return embedding
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the backbone makes of images, before the neck: float ``(B, C, S/16, S/16)``."""
+        fine, middle, coarse = self.backbone((image - self.pixel_mean) / self.pixel_std)
+        fine = functional.avg_pool2d(fine, kernel_size=2)
+        coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return torch.cat([fine, middle, coarse], dim=1)
 
     def fuse(self) -> CompactImageEncoder:
         """Merge the backbone's parallel branches and batch norms into its convolutions, in place: fewer operations.
@@ -133,6 +157,22 @@ class CompactImageEncoder(nn.Module):
         self.backbone = reparameterize_model(self.backbone)
         _merge_batch_norms(self.backbone)
         return self
+
+
+class BelowNeck(nn.Module):
+    """An encoder up to its features: what is encoded once where the neck is trained.
+
+    Args:
+        encoder: The whole encoder.
+    """
+
+    def __init__(self, encoder: SamImageEncoder | CompactImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features float ``(B, C, S/16, S/16)`` of float ``(B, 3, S, S)`` in [0, 1]."""
+        return self.encoder.features(image)
 
 
 def _merge_batch_norms(module: nn.Module) -> None:

@@ -7,9 +7,26 @@ import torch
 from torch import nn
 
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.learn.levels import lower_parameters, set_trainable, split_levels, trainable_state, upper_parameters
+from amsam_med.learn.levels import (
+    lower_groups,
+    lower_parameters,
+    set_trainable,
+    split_levels,
+    trainable_state,
+    upper_parameters,
+)
+from amsam_med.model import build_amsam
 
 Build = Callable[[], nn.Module]
+
+
+def test_the_neck_has_a_rate_of_its_own() -> None:
+    network = build_amsam("tiny", input_size=64, adapts="neck")
+    decoder, neck = lower_groups(network, 1e-3, 2e-4)
+    assert (decoder["lr"], neck["lr"]) == (1e-3, 2e-4)
+    assert {id(one) for one in neck["params"]} == {id(one) for one in network.image_encoder.neck.parameters()}
+    assert len(decoder["params"]) + len(neck["params"]) == len(lower_parameters(network))
+    assert len(lower_groups(build_amsam("tiny", input_size=64), 1e-3, 2e-4)) == 1
 
 
 def test_the_lower_level_owns_lora_the_five_decoder_parts_and_the_calibration(toy_network: Build) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
@@ -12,6 +14,7 @@ from torch import Tensor
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.learn.levels import lower_parameters, upper_parameters
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.build import Adapted
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [10.0, 0.0, 64.0, 30.0], [0.0, 0.0, 64.0, 64.0]])
 
@@ -68,6 +71,25 @@ def test_lora_at_step_zero_changes_nothing(images: Tensor) -> None:
 def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor) -> None:
     with torch.no_grad():
         assert torch.equal(tiny(tiny.image_encoder(images), BOXES), tiny(images, BOXES))
+
+
+@pytest.mark.parametrize("base", ["tiny", "vit_b"])
+def test_features_stand_in_for_their_image(base: str, images: Tensor) -> None:
+    network = build_amsam(base, input_size=64, adapts="neck").eval()
+    with torch.no_grad():
+        features = network.frozen_encoder(images)
+        assert features.shape == (3, network.image_encoder.feature_channels, 4, 4)
+        assert torch.equal(network(features, BOXES), network(images, BOXES))
+
+
+def test_a_network_trains_its_neck_only_where_it_is_asked_to() -> None:
+    networks = {adapts: build_amsam("tiny", input_size=64, adapts=adapts) for adapts in get_args(Adapted)}
+    trained = {adapts: lower_parameters(network).keys() for adapts, network in networks.items()}
+    neck = {f"image_encoder.neck.{name}" for name, _ in networks["neck"].image_encoder.neck.named_parameters()}
+    assert trained["neck"] == trained["decoder"] | neck
+    assert networks["decoder"].frozen_encoder is networks["decoder"].image_encoder
+    with pytest.raises(ConfigError, match="adapts 'all'"):
+        build_amsam("tiny", adapts="all")  # type: ignore[arg-type]
 
 
 def test_box_point_and_their_absence_give_different_masks(tiny: AmSam, images: Tensor) -> None:
