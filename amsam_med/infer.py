@@ -31,7 +31,7 @@ from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, vi
 NOT_FOUND = "not found"
 """Source of the box of an image in which the detector found nothing: its mask was drawn without one."""
 SET_ASIDE = "set aside"
-"""Source of the box of an image whose detected box was not used: the mask drawn without it is the more certain one."""
+"""Source of the box of an image whose detected box was not used: the network trusts the mask without it much more."""
 WITHOUT_BOX = ("none", NOT_FOUND, SET_ASIDE)
 """Sources of images whose mask was drawn without a box."""
 AGREEMENT_IOU = 0.65
@@ -52,9 +52,9 @@ SURE_LOGIT = 10.0
 class Flag(StrEnum):
     """Why a result deserves a look. The words stand in files; do not change them.
 
-    What the network says of its own mask is judged by the probabilities that the mask is cut from, and not by
-    ``predicted_iou``: the head of that number is trained in the compact bases only, and where a base comes with a new
-    head for two masks (SAM's ViTs) it means nothing.
+    Doubt in a mask is judged by the probabilities that it is cut from, and not by ``predicted_iou``: the head of that
+    number is trained in the compact bases only, and where a base comes with a new head for two masks (SAM's ViTs) it
+    means nothing. For the same reason a bundle says whether there is a rival, and what is nothing, for its own model.
     """
 
     NO_BOX = "no-box"
@@ -104,33 +104,34 @@ class PromptInferer(Inferer):
         detector: Finds one box an image; None to work without boxes unless they are given.
         views: Which views of an image are segmented; their boxes and mask logits are averaged. More than the image
             itself cost as many times its time.
-        has_rival: Segment images with a detected box without it, too, and keep the mask of greater certainty: a second
-            pass through the decoder, none through the encoder.
-        nothing_below: Certainty in [0, 1] below which a mask is taken for nothing and emptied, unless a person has
-            drawn its box; 0 keeps every mask. See :attr:`Segmentation.certainty`.
+        rival_margin: Segment images with a detected box without it, too (a second pass through the decoder, none
+            through the encoder), and keep that mask where its predicted IoU is higher by this much: with a box, which
+            may be that of a part, the network is more careful. None for no rival.
+        nothing_below: Predicted IoU in [0, 1] of the mask without a box (the rival's, where there is one) below which
+            there is nothing in an image, and its mask is emptied unless a person has drawn its box; 0 keeps every mask.
+            Without a box the network has learned to see nothing; with one it has learned to obey.
 
     Attributes:
         latest: What the last call of the inferer returned the logits of; None before the first.
 
     Raises:
-        ConfigError: There are no such views, or ``nothing_below`` is no share.
+        ConfigError: There are no such views, or ``rival_margin`` or ``nothing_below`` is no share.
     """
 
     def __init__(
         self,
         detector: BoxDetector | None = None,
         views: ViewKind = "none",
-        has_rival: bool = False,
+        rival_margin: float | None = None,
         nothing_below: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= nothing_below <= 1:
-            raise ConfigError(
-                f"nothing_below is {nothing_below}; it is a certainty and must lie between 0 (keep every mask) and 1"
-            )
+        for name, share in (("rival_margin", rival_margin or 0.0), ("nothing_below", nothing_below)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name} is {share}; it is compared with predicted IoUs; give a number from 0 to 1")
         self.detector = detector
         self.views = views_of(views)
-        self.has_rival = has_rival
+        self.rival_margin = rival_margin
         self.nothing_below = nothing_below
         self.latest: Segmentation | None = None
 
@@ -174,35 +175,35 @@ class PromptInferer(Inferer):
         else:
             found = self._detect(inputs)
             sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
-        has_rival = self.has_rival and "detector" in sources
-        prediction, *rival = self._segment(inputs, network, [found, None] if has_rival else [found])
+        has_rival = self.rival_margin is not None and "detector" in sources
+        prediction, *rivals = self._segment(inputs, network, [found, None] if has_rival else [found])
         if not all(bool(answer.isfinite().all()) for answer in prediction):
             raise WeightsError(
                 "the network answers with values that are NaN or infinite, so its weights are damaged, or were trained "
                 "until they diverged; look at them with `amsam weights verify`, or train the adapter again"
             )
-        certainty, agreement = judge_masks(prediction.mask_logits, found, inputs.shape[-1])
-        for alone in rival:
-            other, _ = judge_masks(alone.mask_logits, None, inputs.shape[-1])
-            is_better = other > certainty
-            certainty, agreement = torch.maximum(certainty, other), agreement.where(~is_better, 1.0)
-            prediction = Prediction(*(_chosen(is_better, *answers) for answers in zip(alone, prediction, strict=True)))
-            set_aside = [better and source == "detector" for better, source in zip(is_better, sources, strict=True)]
-            sources = [SET_ASIDE if is_aside else source for is_aside, source in zip(set_aside, sources, strict=True)]
-        mask_logits, certainty = self._without_nothing(prediction.mask_logits, certainty, sources)
-        trust = prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
+        without_box = _trust(rivals[0] if rivals else prediction)
+        for rival in rivals:
+            assert found is not None
+            assert self.rival_margin is not None
+            is_better = without_box > _trust(prediction) + self.rival_margin
+            is_aside = found.is_detected.to(is_better.device) & is_better
+            prediction = Prediction(*(_chosen(is_aside, *answers) for answers in zip(rival, prediction, strict=True)))
+            found = found._replace(is_detected=found.is_detected & ~is_aside)
+            sources = [SET_ASIDE if aside else source for aside, source in zip(is_aside, sources, strict=True)]
+        trust = _trust(prediction)
+        mask_logits = self._without_nothing(prediction.mask_logits, without_box, sources)
+        certainty, agreement = judge_masks(mask_logits, found, inputs.shape[-1])
         flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
         boxes, confidence = (None, torch.zeros(count)) if found is None else (found.boxes, found.confidence)
         return Segmentation(mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
 
-    def _without_nothing(self, mask_logits: Tensor, certainty: Tensor, sources: list[str]) -> tuple[Tensor, Tensor]:
-        """Empty the masks that are too uncertain to be of anything; their certainty becomes that of an empty mask."""
-        is_nothing = (certainty < self.nothing_below) & torch.tensor([source != "user" for source in sources])
-        if not bool(is_nothing.any()):
-            return mask_logits, certainty
+    def _without_nothing(self, mask_logits: Tensor, trust: Tensor, sources: list[str]) -> Tensor:
+        """Empty the masks that the network trusts too little for them to be of anything."""
+        is_nothing = (trust.cpu() < self.nothing_below) & torch.tensor([source != "user" for source in sources])
         background = mask_logits[:, :1]
         emptied = torch.cat([background, (background - SURE_LOGIT).expand_as(mask_logits[:, 1:])], dim=1)
-        return _chosen(is_nothing, emptied, mask_logits), certainty.where(~is_nothing, 0.0)
+        return _chosen(is_nothing, emptied, mask_logits)
 
     def _detect(self, inputs: Tensor) -> Detections:
         """One box an image: the mean over the views, each as sure as it is confident."""
@@ -287,6 +288,11 @@ def _joined(parts: Sequence[Segmentation]) -> Segmentation:
         box_agreement=torch.cat([part.box_agreement for part in parts]),
         flags=[flags for part in parts for flags in part.flags],
     )
+
+
+def _trust(prediction: Prediction) -> Tensor:
+    """The mean predicted IoU of the objects' masks, float ``(B,)`` in [0, 1]."""
+    return prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
 
 
 def _chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""When is a mask of nothing? Certainty of masks of objects and of pictures without any, and the threshold between them.
+"""When is a mask of nothing? Trust in masks of objects and of pictures without any, and the threshold between them.
 
     python -m pipelines.nothing --data DATA -o OUT --bundle amsam_isic
     python -m pipelines.nothing --data DATA -o OUT --bundle amsam_body
 
-Every image is segmented by the bundle's own inferer, which keeps all masks here. A threshold has two prices: objects
+Every image is segmented by the bundle's own network, without a box. A threshold has two prices: objects
 whose mask it empties (misses), and pictures of nothing whose mask it leaves (false positives). The images are ones that
 no result is reported on: for lesions the part of ISIC 2018 for selection and the squares of plain skin in it; for
 people those that pre-training held out, and the photos of COCO without people. The document gets a table and, beside
@@ -19,14 +19,12 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import Item, isic2018_datalist
 from amsam_med.data.writers import atomic_path
-from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.report import BLUE, DOTS_PER_INCH
 from amsam_med.weights import sha256
@@ -43,8 +41,8 @@ SHOWN = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """Thresholds of the table, beside the chosen one."""
 
 
-class Certainties(NamedTuple):
-    """Of the masks of images, each in [0, 1] and 0 for an empty mask.
+class Trust(NamedTuple):
+    """IoUs that the network predicts for masks drawn without a box, each in [0, 1] and 0 for an empty mask.
 
     Attributes:
         objects: float ``(N,)``: of images with an object.
@@ -63,10 +61,10 @@ class Certainties(NamedTuple):
         return float(np.mean((self.nothing >= threshold) & (self.nothing > 0)))
 
 
-def choose(certainties: Certainties) -> float:
+def choose(trust: Trust) -> float:
     """The highest threshold, in hundredths, that loses no more than :data:`MOST_LOST` beyond what is empty."""
-    allowed = certainties.lost(0) + MOST_LOST
-    return max(t for t in np.arange(0, 1, STEP).round(2).tolist() if certainties.lost(t) <= allowed)
+    allowed = trust.lost(0) + MOST_LOST
+    return max(t for t in np.arange(0, 1, STEP).round(2).tolist() if trust.lost(t) <= allowed)
 
 
 def images_of_lesions(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
@@ -88,46 +86,47 @@ def images_of_people(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
 IMAGES = {"amsam_isic": images_of_lesions, "amsam_body": images_of_people}
 
 
-def certainties_of(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
-    """Segment images as the bundle does, but keep every mask."""
-    parser = open_bundle(bundle, "inference", {"nothing_below": 0.0, "device": torch.device("cpu")})
-    prepare, network = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("network").eval()
-    inferer: PromptInferer = parser.get_parsed_content("inferer")
+def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
+    """What a bundle's network thinks of the mask that it draws without a box."""
+    parser = open_bundle(bundle, "inference", {"detector_file": None, "nothing_below": 0.0})
+    prepare, network, inferer = (parser.get_parsed_content(part) for part in ("preprocessing", "network", "inferer"))
+    device = next(network.parameters()).device
     found = []
     for path in images:
         item: Item = {Keys.IMAGE.value: str(path)}
-        found.append(float(inferer.predict(prepare(item)[Keys.IMAGE.value][None], network).certainty))
+        seen = inferer.predict(prepare(item)[Keys.IMAGE.value][None].to(device), network)
+        found.append(float(seen.predicted_iou) if float(seen.certainty) > 0 else 0.0)
     return np.array(found)
 
 
-def render(certainties: Certainties, bundle: str, model: str) -> str:
+def render(trust: Trust, bundle: str, model: str) -> str:
     """The prices of thresholds as Markdown."""
-    chosen = choose(certainties)
+    chosen = choose(trust)
     rows = [
-        [f"**{t:.2f}**" if t == chosen else f"{t:.2f}", _percent(certainties.lost(t)), _percent(certainties.kept(t))]
+        [f"**{t:.2f}**" if t == chosen else f"{t:.2f}", _percent(trust.lost(t)), _percent(trust.kept(t))]
         for t in sorted({0.0, *SHOWN, chosen})
     ]
     return "\n\n".join(
         [
-            f"`{bundle}`, model `{model[:12]}`: {len(certainties.objects)} images with an object, "
-            f"{len(certainties.nothing)} without. Chosen: **{chosen:.2f}**.",
-            table(["masks below this certainty are emptied", "objects lost", "nothing that keeps a mask"], rows),
+            f"`{bundle}`, model `{model[:12]}`: {len(trust.objects)} images with an object, "
+            f"{len(trust.nothing)} without. Chosen: **{chosen:.2f}**.",
+            table(["masks below this predicted IoU are emptied", "objects lost", "nothing that keeps a mask"], rows),
         ]
     )
 
 
-def draw(certainties: Certainties, path: Path) -> None:
+def draw(trust: Trust, path: Path) -> None:
     """Draw false positives over misses, with the chosen threshold."""
     thresholds = np.arange(0, 1 + STEP, STEP)
-    lost, kept = ([100 * share(t) for t in thresholds] for share in (certainties.lost, certainties.kept))
-    chosen = choose(certainties)
+    lost, kept = ([100 * share(t) for t in thresholds] for share in (trust.lost, trust.kept))
+    chosen = choose(trust)
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(lost, kept, color=BLUE, drawstyle="steps-post")
-    axes.plot(100 * certainties.lost(chosen), 100 * certainties.kept(chosen), "o", color=BLUE)
+    axes.plot(100 * trust.lost(chosen), 100 * trust.kept(chosen), "o", color=BLUE)
     axes.annotate(
-        f"certainty {chosen:.2f}",
-        (100 * certainties.lost(chosen), 100 * certainties.kept(chosen)),
+        f"predicted IoU {chosen:.2f}",
+        (100 * trust.lost(chosen), 100 * trust.kept(chosen)),
         xytext=(8, 8),
         textcoords="offset points",
     )
@@ -149,14 +148,14 @@ def _percent(share: float) -> str:
 def main(data: Path, output: Path, bundle: str, document: Path) -> None:
     """Measure what thresholds cost, choose one, and write table and curve into the document."""
     objects, nothing = IMAGES[bundle](data, output)
-    certainties = Certainties(certainties_of(objects, bundle), certainties_of(nothing, bundle))
+    trust = Trust(trust_in(objects, bundle), trust_in(nothing, bundle))
     output.mkdir(parents=True, exist_ok=True)
-    record = {name: values.tolist() for name, values in certainties._asdict().items()}
+    record = {name: values.tolist() for name, values in trust._asdict().items()}
     (output / f"{bundle}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     model = sha256(Path(open_bundle(bundle, "inference").get_parsed_content("model_file")))
-    text = render(certainties, bundle, model)
+    text = render(trust, bundle, model)
     write_block(document, bundle, text)
-    draw(certainties, document.parent / "images" / f"nothing-{bundle}.png")
+    draw(trust, document.parent / "images" / f"nothing-{bundle}.png")
     click.echo(text)
 
 

@@ -155,49 +155,54 @@ def test_each_reason_for_a_look_has_its_flag():
 
 
 class BoxFollower(Fixed):
-    """A network that answers with other logits where it is given a box."""
+    """A network that answers with other logits, and another trust in each image's, where it is given a box."""
 
-    def __init__(self, mask_logits: Tensor, with_box: Tensor) -> None:
+    def __init__(self, mask_logits: Tensor, with_box: Tensor, trust: list[list[float]]) -> None:
         super().__init__(mask_logits)
         self.with_box = with_box
+        self.trust = torch.tensor(trust)
 
     def predict(self, image: Tensor, boxes: Tensor | None = None) -> Prediction:
         logits = self.mask_logits if boxes is None else self.with_box
-        return Prediction(logits[numbers(image)], torch.full((len(image), 2), 0.25 if boxes is None else 0.75))
+        trust = self.trust[numbers(image), int(boxes is None)]
+        return Prediction(logits[numbers(image)], trust[:, None].expand(-1, 2))
 
 
-def test_a_detected_box_counts_only_where_its_mask_is_the_more_certain_one():
-    sure, unsure = squares(8, 8, 8), squares(6, 6, 6, sureness=0.4)
-    with_box = torch.stack([unsure[0], sure[1], sure[2]])
-    alone = torch.stack([sure[0], unsure[1], unsure[2]])
-    network: AmSam = BoxFollower(alone, with_box)  # type: ignore[assignment]
-    found = PromptInferer(detector, has_rival=True).predict(IMAGES, network)
+def test_a_detected_box_counts_unless_the_mask_without_it_is_trusted_much_more():
+    with_box, alone = squares(8, 8, 8), squares(6, 6, 6)
+    network: AmSam = BoxFollower(alone, with_box, [[0.5, 0.71], [0.5, 0.69], [0.5, 0.9]])  # type: ignore[assignment]
+    found = PromptInferer(detector, rival_margin=0.2).predict(IMAGES, network)
     assert found.box_sources == ["set aside", "detector", "not found"]
-    torch.testing.assert_close(found.mask_logits, torch.stack([sure[0], sure[1], unsure[2]]))
-    assert found.predicted_iou.tolist() == [0.25, 0.75, 0.25]
+    torch.testing.assert_close(found.mask_logits, torch.stack([alone[0], with_box[1], alone[2]]))
+    assert found.predicted_iou.tolist() == pytest.approx([0.71, 0.5, 0.9])
     assert found.box_agreement[0] == 1
     assert Flag.BOX_MASK_DISAGREE not in found.flags[0]
-    obeyed = PromptInferer(detector, has_rival=True).predict(IMAGES, network, BOXES)
+    obeyed = PromptInferer(detector, rival_margin=0.2).predict(IMAGES, network, BOXES)
     torch.testing.assert_close(obeyed.mask_logits, with_box)
+    plain = PromptInferer(detector).predict(IMAGES, network)
+    assert plain.box_sources == ["detector", "detector", "not found"]
 
 
-def test_a_mask_that_is_too_uncertain_is_nothing_unless_a_person_drew_its_box():
-    logits = torch.cat([squares(8), squares(8, 0, sureness=0.3)])
-    network: AmSam = Fixed(logits)  # type: ignore[assignment]
-    found = PromptInferer(nothing_below=0.8).predict(IMAGES, network)
+def test_a_mask_that_is_trusted_too_little_is_nothing_unless_a_person_drew_its_box():
+    logits = squares(8, 8, 0)
+    network: AmSam = BoxFollower(logits, logits, [[0.3, 0.7], [0.3, 0.5], [0.3, 0.9]])  # type: ignore[assignment]
+    found = PromptInferer(nothing_below=0.6).predict(IMAGES, network)
     assert [bool((mask.argmax(dim=0) == 1).any()) for mask in found.mask_logits] == [True, False, False]
     assert found.certainty[1:].tolist() == [0, 0]
-    assert found.flags[1:] == [(Flag.NOTHING_FOUND,)] * 2
-    drawn = PromptInferer(nothing_below=0.8).predict(IMAGES, network, BOXES)
+    assert found.flags == [(), (Flag.NOTHING_FOUND,), (Flag.NOTHING_FOUND,)]
+    overruled = PromptInferer(detector, rival_margin=1.0, nothing_below=0.6).predict(IMAGES, network)
+    assert overruled.box_sources == ["detector", "detector", "not found"]
+    assert [Flag.NOTHING_FOUND in flags for flags in overruled.flags] == [False, True, True]
+    drawn = PromptInferer(nothing_below=0.6).predict(IMAGES, network, BOXES)
     torch.testing.assert_close(drawn.mask_logits, logits)
     assert drawn.flags[2] == (Flag.EMPTY_MASK,)
-    assert PromptInferer().predict(IMAGES, network).flags[1] == (Flag.UNSURE_MASK,)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_certainty_that_is_no_share_is_refused(share: float):
-    with pytest.raises(ConfigError, match=f"nothing_below is {share}"):
-        PromptInferer(nothing_below=share)
+@pytest.mark.parametrize("name", ["rival_margin", "nothing_below"])
+def test_a_threshold_that_is_no_share_is_refused(name: str, share: float):
+    with pytest.raises(ConfigError, match=f"{name} is {share}"):
+        PromptInferer(**{name: share})  # type: ignore[arg-type]
 
 
 def test_a_mask_without_a_box_cannot_disagree(network: AmSam):

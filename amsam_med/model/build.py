@@ -27,7 +27,7 @@ VIT_SIZES = {
 }
 COMPACT_BASES = ("tiny", "tiny-general")
 """One network under two names, for two sets of weights: the second never saw dermoscopy."""
-COMPACT_BACKBONES = {"tiny": "repvit_m0_9", "tiny-general": "repvit_m0_9"}
+COMPACT_BACKBONES = {"tiny": "tf_efficientnet_lite2", "tiny-general": "repvit_m0_9"}
 """timm's names of the networks in their encoders."""
 COMPACT_INPUT_MULTIPLE = 32
 """The compact encoder halves its input five times."""

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from pipelines import nothing, scenes
-from pipelines.nothing import Certainties
+from pipelines.nothing import Trust
 
-FOUR_HUNDRED = Certainties(
+FOUR_HUNDRED = Trust(
     np.concatenate([[0.62, 0.71], np.linspace(0.8, 1, 398)]), np.concatenate([np.zeros(5), [0.5, 0.6, 0.7, 0.8, 0.9]])
 )
 
@@ -21,8 +21,8 @@ def test_the_threshold_loses_one_object_in_four_hundred() -> None:
 
 
 def test_an_empty_mask_is_lost_or_right_at_any_threshold() -> None:
-    certainties = Certainties(np.array([0.0, 0.9]), np.array([0.0, 0.9]))
-    assert (certainties.lost(0), certainties.kept(0)) == (0.5, 0.5)
+    trust = Trust(np.array([0.0, 0.9]), np.array([0.0, 0.9]))
+    assert (trust.lost(0), trust.kept(0)) == (0.5, 0.5)
 
 
 def test_the_table_marks_what_was_chosen_and_the_curve_is_drawn(tmp_path: Path) -> None:
