@@ -72,7 +72,7 @@ def model(bundle: str, run: Path) -> None:
 @main.command()
 @click.argument("bundle", type=click.Choice(list(DETECTORS)))
 def plain(bundle: str) -> None:
-    """Release the base itself as a bundle's model, where no adapter measured better."""
+    """Release the base itself as a bundle's model."""
     network = build_amsam(BASE, base_weights=weights.find(BASE))  # its LoRA is zero, so it computes what the base does
     _release_model(bundle, network)
 
