@@ -74,7 +74,17 @@ def test_defaults_are_those_of_the_shipped_configuration(handed_on: list[TrainOp
     assert not handed_on[0].resume
     parser = open_bundle("amsam_isic", "train")
     assert handed_on[0].overrides == {name: parser[name] for name in handed_on[0].overrides}
-    assert {"shots", "seed", "prompt", "calibration", "epochs", "batch_size", "views"} <= handed_on[0].overrides.keys()
+    assert {"shots", "seed", "prompt", "calibration", "epochs", "batch_size"} <= handed_on[0].overrides.keys()
+
+
+def test_views_and_what_is_adapted_are_the_bundles_unless_they_are_given(
+    handed_on: list[TrainOptions], labelled_folder: Path
+) -> None:
+    assert cli.main(words(labelled_folder, Path("run"), "--views", "mirror", "--adapts", "neck")) == 0
+    assert cli.main(words(labelled_folder, Path("run"))) == 0
+    given, not_given = (options.overrides for options in handed_on)
+    assert (given["views"], given["adapts"]) == ("mirror", "neck")
+    assert not {"views", "adapts"} & not_given.keys()
 
 
 def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], labelled_folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from amsam_med import weights
@@ -19,6 +18,7 @@ from amsam_med.detect.scores import score_boxes
 from amsam_med.detect.yolo import DetectorScores, YoloDetector
 from amsam_med.evaluate import EvaluateOptions, evaluate
 from amsam_med.model import build_amsam
+from amsam_med.model.encoders import CompactImageEncoder
 from amsam_med.synthetic import write_dermoscopy
 from pipelines import fewshot
 from pipelines.fewshot import NO_BOX, SHOTS, TABLE, TASKS, TRIALS, Field, Row, Study
@@ -156,8 +156,7 @@ def test_the_papers_numbers_are_there_for_every_number_of_shots() -> None:
 
 
 def test_boxes_of_a_field_are_found_once(labelled_folder: Path, tmp_path: Path) -> None:
-    encoder = torch.nn.Conv2d(3, 256, kernel_size=16, stride=16)
-    field = Field(folder_datalist(labelled_folder)[:2], encoder, tmp_path)
+    field = Field(folder_datalist(labelled_folder)[:2], CompactImageEncoder(256), tmp_path)
     found = field.boxes(weights.find("lesion-detector"))
     assert found.boxes.shape == (2, 4)
     assert field.boxes(weights.find("lesion-detector")) is found

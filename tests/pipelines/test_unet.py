@@ -24,13 +24,13 @@ def four_images(folder: Path) -> Items:
     ids = np.stack([np.asarray(Image.open(path)) for path in masks])[:, None]
     whole = torch.ones(4, IDS, dtype=torch.bool)
     whole[:, 0] = False
-    return Items(torch.from_numpy(pixels.copy()), torch.from_numpy(ids.copy()), whole)
+    return Items(torch.from_numpy(pixels.copy()), torch.from_numpy(ids.copy()), whole, torch.zeros(4, dtype=torch.bool))
 
 
 def test_it_learns_four_images_by_heart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     items = four_images(tmp_path)
-    scene = Scene(items.images.float() / 255, items.ids, items.whole)
+    scene = Scene(items.images.float() / 255, *items[1:])
     network, loss_function = build_unet(), SegmentationLoss()
     optimizer = torch.optim.AdamW(network.parameters(), lr=unet.PEAK_RATE)
     network.train()
@@ -60,7 +60,8 @@ def test_only_the_ids_of_the_whole_object_are_learned() -> None:
             logits[:, 0, :16], logits[:, 1, 16:] = 20, 20
             return logits
 
-    loss = unet.training_loss(LowerHalf(), Scene(torch.rand(1, 3, SIZE, SIZE), ids, whole), SegmentationLoss())
+    scene = Scene(torch.rand(1, 3, SIZE, SIZE), ids, whole, torch.zeros(1, dtype=torch.bool))
+    loss = unet.training_loss(LowerHalf(), scene, SegmentationLoss())
     assert float(loss) < 1e-3
 
 
@@ -71,6 +72,7 @@ def test_batches_come_from_the_sources_by_their_shares() -> None:
             torch.full((2, 3, 288, 288), value, dtype=torch.uint8),
             torch.zeros(2, 1, 288, 288, dtype=torch.uint8),
             torch.zeros(2, IDS, dtype=torch.bool),
+            torch.zeros(2, dtype=torch.bool),
         )
         for value in (0, 255)
     )
@@ -129,7 +131,7 @@ def test_a_worse_validation_does_not_replace_the_best_weights(tmp_path: Path, mo
         monkeypatch.setattr(unet, "mean_dice", lambda *_, dice=dice: dice)
         with torch.no_grad():
             next(run.average.module.parameters()).fill_(dice)
-        run.validate(Items(torch.empty(0), torch.empty(0), torch.empty(0)))
+        run.validate(Items(*[torch.empty(0)] * 4))
         network = build_unet()
         network.load_state_dict(torch.load(run.weights, weights_only=True))
         kept.append(float(next(network.parameters()).detach().flatten()[0]))
