@@ -42,6 +42,9 @@ class DarkNetwork:
 
     settings: ClassVar = {"prompt": "box"}
 
+    def embed(self, inputs: Tensor) -> Tensor:
+        return inputs
+
     def predict(self, inputs: Tensor, boxes: Tensor | None = None) -> Prediction:
         dark = 0.5 - inputs.mean(dim=1, keepdim=True)  # (B, 1, S, S)
         dark = torch.nn.functional.avg_pool2d(dark, 4)
