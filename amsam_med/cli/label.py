@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from amsam_med.bundle import shipped_bundles
+from amsam_med.cli.endings import tidy_end
 from amsam_med.errors import ConfigError
 from amsam_med.label.server import is_address, serve
 
@@ -77,7 +78,7 @@ def label(
 
     Needs `pip install 'amsam-med[label]'` in an environment of its own. Labels and trained models stay in the folder of
     studies; with a DICOMweb server, final labels go there as segmentations (DICOM SEG). User and password are looked up
-    in ~/.netrc, a bearer token in AMSAM_DICOMWEB_TOKEN. The server ends with Ctrl-C.
+    in ~/.netrc, a bearer token in AMSAM_DICOMWEB_TOKEN. The server ends with Ctrl-C or SIGTERM.
     """
     if folder is not None and not is_address(studies):
         raise ConfigError("--folder is for a DICOMweb server; labels of a folder are saved in that folder")
@@ -87,4 +88,7 @@ def label(
     given |= {"folder": str(folder.absolute())} if folder else {}
     given |= {"links": "true"} if follow_links else {}
     log_level = "info" if verbose else "warning"
-    serve(studies, given, host, port, log_level, allow_host, allow_origin)
+    with tidy_end(
+        "Labels and trained models are kept."
+    ):  # uvicorn ends in order, and then sends itself the signal again
+        serve(studies, given, host, port, log_level, allow_host, allow_origin)

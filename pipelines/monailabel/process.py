@@ -62,7 +62,7 @@ class Server:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End it as Ctrl-C does."""
+        """End it as a service manager does."""
         self.process.terminate()
         self.process.wait(timeout=30)
 

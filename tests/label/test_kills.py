@@ -100,3 +100,16 @@ def test_a_server_that_is_killed_has_kept_what_it_confirmed(
     kept = [path for path in (studies / "labels" / "final").iterdir() if not path.name.startswith(".")]
     assert all(read_mask(path).shape == image_size(png) for path in kept)
     assert len(listed) > KILLS
+
+
+def test_a_server_that_is_told_to_end_leaves_no_temporary_files(
+    serve: Callable[..., Server], drawn: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(drawn / "images", tmp_path / "studies")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    server = serve(tmp_path / "studies", "--models", "amsam_isic", environment={"TMPDIR": str(temporary)})
+    assert list(temporary.iterdir())
+    server.stop()
+    assert server.process.returncode == 128 + signal.SIGTERM
+    assert not list(temporary.iterdir())
