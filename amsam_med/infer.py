@@ -176,19 +176,18 @@ class PromptInferer(Inferer):
             found = self._detect(inputs)
             sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
         has_rival = self.rival_margin is not None and "detector" in sources
-        prediction, *rivals = self._segment(inputs, network, [found, None] if has_rival else [found])
+        prediction, *rival = self._segment(inputs, network, [found, None] if has_rival else [found])
         if not all(bool(answer.isfinite().all()) for answer in prediction):
             raise WeightsError(
                 "the network answers with values that are NaN or infinite, so its weights are damaged, or were trained "
                 "until they diverged; look at them with `amsam weights verify`, or train the adapter again"
             )
-        without_box = _trust(rivals[0] if rivals else prediction)
-        for rival in rivals:
-            assert found is not None
-            assert self.rival_margin is not None
+        without_box = _trust(rival[0] if rival else prediction)
+        if found is not None and self.rival_margin is not None and rival:
             is_better = without_box > _trust(prediction) + self.rival_margin
             is_aside = found.is_detected.to(is_better.device) & is_better
-            prediction = Prediction(*(_chosen(is_aside, *answers) for answers in zip(rival, prediction, strict=True)))
+            pairs = zip(rival[0], prediction, strict=True)
+            prediction = Prediction(*(_chosen(is_aside, *answers) for answers in pairs))
             found = found._replace(is_detected=found.is_detected & ~is_aside)
             sources = [SET_ASIDE if aside else source for aside, source in zip(is_aside, sources, strict=True)]
         trust = _trust(prediction)
@@ -201,6 +200,8 @@ class PromptInferer(Inferer):
     def _without_nothing(self, mask_logits: Tensor, trust: Tensor, sources: list[str]) -> Tensor:
         """Empty the masks that the network trusts too little for them to be of anything."""
         is_nothing = (trust.cpu() < self.nothing_below) & torch.tensor([source != "user" for source in sources])
+        if not bool(is_nothing.any()):
+            return mask_logits
         background = mask_logits[:, :1]
         emptied = torch.cat([background, (background - SURE_LOGIT).expand_as(mask_logits[:, 1:])], dim=1)
         return _chosen(is_nothing, emptied, mask_logits)

@@ -276,9 +276,7 @@ class Run(RestartableRun):
             load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)  # type: ignore[arg-type]
         if self.recipe.start:
             own, old = self.network.state_dict(), read_tensors(weights.find(self.recipe.start), "fetch it again")[0]
-            fitting = {key: value for key, value in old.items() if key in own and value.shape == own[key].shape}
-            head = ("prompt_encoder.", "mask_decoder.")
-            taken = {key: value for key, value in fitting.items() if key.startswith(head)}
+            taken = {key: tensor for key, tensor in old.items() if key.startswith(("prompt_encoder.", "mask_decoder."))}
             self.network.load_state_dict({**own, **taken})
             print(f"{len(taken)} tensors of {self.recipe.start}", flush=True)
         self.average.module.load_state_dict(self.network.state_dict())

@@ -28,9 +28,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from scipy import ndimage
 
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_mask
@@ -47,6 +45,7 @@ from pipelines.reporting import (
     write_block,
     write_scores,
 )
+from pipelines.scenes import largest_free_square
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/robustness.md"
 UNCHANGED, NO_LESION = "unchanged", "no-lesion"
@@ -161,22 +160,10 @@ def crop_to_lesion(photo: Photo, rng: Generator, number: int) -> Photo | None:
 
 def crop_to_skin(photo: Photo, rng: Generator, number: int) -> Photo | None:
     """The largest square without lesion, if there is one of 96 pixels."""
-    box = largest_free_square(np.asarray(photo.truth) > 0)
+    box = largest_free_square(np.asarray(photo.truth) > 0, SKIN_MARGIN_PX)
     if box is None or box[2] - box[0] < SMALLEST_SKIN_PX:
         return None
     return Photo(photo.image.crop(box), photo.truth.crop(box))
-
-
-def largest_free_square(is_lesion: NDArray[np.bool_], margin: int = SKIN_MARGIN_PX) -> tuple[int, int, int, int] | None:
-    """The largest square that keeps ``margin`` pixels away from the lesion: x1, y1, x2, y2; None if there is none."""
-    is_near = ndimage.maximum_filter(is_lesion, size=2 * margin + 1, mode="constant")
-    free = np.pad(~is_near, 1)  # the image's edge bounds a square as the lesion does
-    reach = ndimage.distance_transform_cdt(free, metric="chessboard")[1:-1, 1:-1]
-    half = int(reach.max())
-    if half == 0:
-        return None
-    row, column = (int(place) for place in np.unravel_index(int(reach.argmax()), reach.shape))
-    return column - half + 1, row - half + 1, column + half, row + half
 
 
 VARIANTS = (

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -326,13 +327,12 @@ def cut_skin(photo: Items) -> Items | None:
     Returns:
         None where there is no square of :data:`SMALLEST_SKIN` pixels.
     """
-    is_near = ndimage.maximum_filter(photo.ids[0, 0].numpy() > 0, size=2 * SKIN_MARGIN + 1, mode="constant")
-    reach = ndimage.distance_transform_cdt(np.pad(~is_near, 1), metric="chessboard")[1:-1, 1:-1]
-    half = int(reach.max())
-    if 2 * half < SMALLEST_SKIN:
+    box = largest_free_square(photo.ids[0, 0].numpy() > 0, SKIN_MARGIN)
+    if box is None or box[2] - box[0] + 1 < SMALLEST_SKIN:
         return None
-    row, column = (int(place) for place in np.unravel_index(int(reach.argmax()), reach.shape))
-    half = int(_uniform(SMALLEST_SKIN / 2, half + 1))
+    largest = (box[2] - box[0] + 1) // 2
+    column, row = box[2] - largest, box[3] - largest
+    half = int(_uniform(SMALLEST_SKIN / 2, largest + 1))
     square = photo.images[:, :, row - half + 1 : row + half, column - half + 1 : column + half]
     pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode="bilinear", align_corners=False)
     return Items(
@@ -341,6 +341,18 @@ def cut_skin(photo: Items) -> Items | None:
         torch.zeros_like(photo.whole),
         torch.ones(1, dtype=torch.bool),
     )
+
+
+def largest_free_square(is_object: NDArray[np.bool_], margin: int) -> tuple[int, int, int, int] | None:
+    """The largest square that keeps ``margin`` pixels away from the object: x1, y1, x2, y2; None if there is none."""
+    is_near = ndimage.maximum_filter(is_object, size=2 * margin + 1, mode="constant")
+    free = np.pad(~is_near, 1)  # the image's edge bounds a square as the object does
+    reach = ndimage.distance_transform_cdt(free, metric="chessboard")[1:-1, 1:-1]
+    half = int(reach.max())
+    if half == 0:
+        return None
+    row, column = (int(place) for place in np.unravel_index(int(reach.argmax()), reach.shape))
+    return column - half + 1, row - half + 1, column + half, row + half
 
 
 def draw_overlays(count: int, seed: int = 0) -> Tensor:

@@ -88,7 +88,6 @@ def label(
     given |= {"folder": str(folder.absolute())} if folder else {}
     given |= {"links": "true"} if follow_links else {}
     log_level = "info" if verbose else "warning"
-    with tidy_end(
-        "Labels and trained models are kept."
-    ):  # uvicorn ends in order, and then sends itself the signal again
+    # uvicorn ends in order at a signal, and then sends it to its own process once more.
+    with tidy_end("Labels and trained models are kept."):
         serve(studies, given, host, port, log_level, allow_host, allow_origin)

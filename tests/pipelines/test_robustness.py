@@ -108,7 +108,7 @@ def test_a_tight_crop_touches_the_lesion_on_all_sides() -> None:
 def test_plain_skin_is_the_largest_square_beside_the_lesion() -> None:
     is_lesion = np.zeros((120, 300), dtype=bool)
     is_lesion[:, :100] = True
-    box = robustness.largest_free_square(is_lesion)
+    box = robustness.largest_free_square(is_lesion, robustness.SKIN_MARGIN_PX)
     assert box is not None
     x1, y1, x2, y2 = box
     assert x2 - x1 == y2 - y1 == 119  # the largest odd side
@@ -119,7 +119,7 @@ def test_plain_skin_is_the_largest_square_beside_the_lesion() -> None:
 def test_images_without_room_for_plain_skin_are_left_out() -> None:
     rng = np.random.default_rng(0)
     assert robustness.crop_to_skin(photo_of((40, 0, 60, 120)), rng, 0) is None
-    assert robustness.largest_free_square(np.ones((20, 20), dtype=bool)) is None
+    assert robustness.largest_free_square(np.ones((20, 20), dtype=bool), robustness.SKIN_MARGIN_PX) is None
 
 
 def test_the_unchanged_variant_is_the_file_itself_and_nothing_is_written_twice(tmp_path: Path) -> None:
