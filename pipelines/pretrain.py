@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import click
 import numpy as np
@@ -61,6 +61,8 @@ LOGGED_IMAGES, LAST_IMAGES = 12, 60
 """Images of each source in the log, during training and at its end."""
 STAGES = ((160, 0.7), (256, 1.0))
 """Input sizes in pixels and the share of the time until which each is used: most is learned where a step is cheap."""
+EncoderStart = Literal["imagenet", "base", "random"]
+"""What an encoder begins with: ImageNet weights, those of the base that ``--start`` names, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Recipe:
 
     Attributes:
         backbone: timm's name of the encoder's network.
-        is_pretrained: Begin with ImageNet weights of the backbone and keep its first stages.
+        encoder: What the encoder begins with; unless that is nothing, the backbone keeps its first stages.
         start: Base whose prompt encoder and decoder to begin with, or empty.
         backbone_rate: Learning rate of the backbone, of the others' rate.
         batch_size: Images a step.
@@ -82,7 +84,7 @@ class Recipe:
     """
 
     backbone: str = "tf_efficientnet_lite2"
-    is_pretrained: bool = True
+    encoder: EncoderStart = "imagenet"
     start: str = ""
     backbone_rate: float = 0.5
     batch_size: int = 8
@@ -267,16 +269,18 @@ class Run(RestartableRun):
 
     def _build(self, input_size: int) -> AmSam:
         network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
-        network.image_encoder = CompactImageEncoder(input_size, False, self.recipe.backbone)
+        # A finished base has its batch norms merged: it goes on without them, as it will be used.
+        network.image_encoder = CompactImageEncoder(input_size, self.recipe.encoder == "base", self.recipe.backbone)
         return network
 
     def begin(self) -> None:
         """Fill the new network with what is known already: ImageNet's features, and how to follow a prompt."""
-        if self.recipe.is_pretrained:
+        if self.recipe.encoder == "imagenet":
             load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)  # type: ignore[arg-type]
         if self.recipe.start:
             own, old = self.network.state_dict(), read_tensors(weights.find(self.recipe.start), "fetch it again")[0]
-            taken = {key: tensor for key, tensor in old.items() if key.startswith(("prompt_encoder.", "mask_decoder."))}
+            parts = ("prompt_encoder.", "mask_decoder.", *(("image_encoder.",) if self.recipe.encoder == "base" else ()))
+            taken = {key: tensor for key, tensor in old.items() if key.startswith(parts)}
             self.network.load_state_dict({**own, **taken})
             print(f"{len(taken)} tensors of {self.recipe.start}", flush=True)
         self.average.module.load_state_dict(self.network.state_dict())
@@ -288,7 +292,7 @@ class Run(RestartableRun):
             stage.requires_grad_(False).eval()
 
     def _frozen(self) -> list[nn.Module]:
-        if not self.recipe.is_pretrained:
+        if self.recipe.encoder == "random":
             return []
         backbone: Any = self.network.image_encoder.backbone
         return [backbone.conv_stem, backbone.bn1, *backbone.blocks[:FROZEN_STAGES]]
@@ -416,7 +420,10 @@ def log_validation(run: Run, bank: Bank, most: int = LOGGED_IMAGES) -> None:
 @click.option("--input-size", type=int, help="One size from first to last.  [default: 160 px, then 256 px]")
 @click.option("--backbone", default=Recipe.backbone, help="timm's name of the encoder's network.")
 @click.option(
-    "--pretrained/--random", default=Recipe.is_pretrained, help="Begin with ImageNet weights of the backbone, or not."
+    "--encoder",
+    type=click.Choice(get_args(EncoderStart)),
+    default=Recipe.encoder,
+    help="What the encoder begins with: ImageNet's weights, those of --start, or nothing.",
 )
 @click.option("--start", default=Recipe.start, help="Base whose prompt encoder and mask decoder to begin with.")
 @click.option("--backbone-rate", default=Recipe.backbone_rate, help="Share of the learning rate for the backbone.")
@@ -441,7 +448,7 @@ def main(
     cpu_time: bool,
     input_size: int | None,
     backbone: str,
-    pretrained: bool,
+    encoder: EncoderStart,
     start: str,
     backbone_rate: float,
     sizes: tuple[int, int],
@@ -459,10 +466,12 @@ def main(
     seed: int,
 ) -> None:
     """Pre-train a compact base on the folders under DATA."""
+    if encoder == "base" and not start:
+        raise click.UsageError("--encoder base goes on with a base's own encoder; name the base with --start")
     torch.manual_seed(seed)
     recipe = Recipe(
         backbone,
-        pretrained,
+        encoder,
         start,
         backbone_rate,
         batch_size,
@@ -537,7 +546,9 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
 def _beside(targets: Tensor) -> Tensor:
     """A background pixel for each mask ``(P, 1, S, S)``, near the object where there is one: int64 ``(P, 1)``."""
     reach = targets.shape[-1] // 8 * 2 + 1
-    near = functional.max_pool2d(targets, reach, stride=1, padding=reach // 2)
+    near = targets
+    for side in ((reach, 1), (1, reach)):  # one axis after the other: a square's largest value at a fraction of the cost
+        near = functional.max_pool2d(near, side, stride=1, padding=(side[0] // 2, side[1] // 2))
     return torch.multinomial(((near - targets) + 1e-4 * (1 - targets) + 1e-9).flatten(1), 1)
 
 
