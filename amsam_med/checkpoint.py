@@ -67,12 +67,15 @@ class AdapterRecord(Record):
     batch_size: Count | None = None
     lower_rate: Rate | None = None
     upper_rate: Rate | None = None
+    encoder_rate: Rate | None = None
     neck_rate: Rate | None = None
+    """The encoder's rate in adapters written before it could be more than the neck."""
     weight_decay: Rate | None = None
     lambda_dice: Share | None = None
     hypergradient: Hypergradient | None = None
     views: ViewKind | None = None
     box_jitter: Share | None = None
+    halves: bool | None = None
     epoch: Count | None = None
     d2_dice: Share | None = None
 

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from amsam_med.boxes import full_image_box
 from amsam_med.bundle import open_bundle
@@ -49,6 +51,29 @@ class Part(NamedTuple):
 
     name: str
     work: Callable[[Tensor], object]
+
+
+class OtherEncoder(CompactImageEncoder):
+    """The compact encoder around another backbone, with random weights.
+
+    Args:
+        input_size: Side of the model input in pixels.
+        backbone: timm's name of a network with features at stride 8, 16 and 32.
+    """
+
+    def __init__(self, input_size: int, backbone: str) -> None:
+        super().__init__(input_size)
+        network = timm.create_model(backbone, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
+        self.feature_channels = sum(network.feature_info.channels())
+        self.neck[0] = nn.Conv2d(self.feature_channels, self.neck[2].in_channels, kernel_size=1)
+        self.backbone = network
+        self.fuse()
+
+    def features(self, image: Tensor) -> Tensor:
+        """As the compact encoder's own."""
+        fine, middle, coarse = self.backbone((image - self.pixel_mean) / self.pixel_std)
+        coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return torch.cat([functional.avg_pool2d(fine, kernel_size=2), middle, coarse], dim=1)
 
 
 @click.command(context_settings={"show_default": True})
@@ -94,7 +119,7 @@ def _parts(network: AmSam, inferer: PromptInferer) -> list[Part]:
 def _in_turns(network: AmSam, inferer: PromptInferer, backbone: str, batches: Sequence[Tensor]) -> tuple[float, float]:
     """Milliseconds an image of the bundle, and of its network with another backbone and without a rival."""
     other = build_amsam(**network.settings).eval()
-    other.image_encoder = CompactImageEncoder(network.input_size, backbone_name=backbone).eval()
+    other.image_encoder = OtherEncoder(network.input_size, backbone).eval()
     other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain = PromptInferer(inferer.detector)
     pair = (partial(inferer.predict, network=network), partial(plain.predict, network=other))

@@ -3,12 +3,13 @@
     python -m benchmarks.pretraining encoders --data DATA -o RUNS
     python -m benchmarks.pretraining sizes --data DATA -o RUNS
     python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 4 --document docs/embedded-models.md
+    python -m benchmarks.pretraining strides --data DATA --document docs/embedded-models.md
 
 Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; a run that was
 stopped is continued, and a finished one is not repeated. Dice is that of held-out images, at their stored size: of all
 sources with a whole object (no prompt), and of parts of images with several masks (the truth's box). Milliseconds are
 those of encoder and decoder for one image on one thread, as it is shipped: let nothing else run beside it. The last
-line names the best.
+line names the best. ``strides`` trains nothing: it says what the size of the logits costs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn import functional
 
+from amsam_med.data.readers import read_mask
+from amsam_med.data.transforms import restore_original
+from amsam_med.evaluate import dice_score
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import CompactImageEncoder
 from pipelines.pretrain import STAGES, Recipe
@@ -44,6 +51,9 @@ RECIPES = {
 }
 FIRST_SIZE, LAST_SIZE = (size for size, _ in STAGES)
 SIZES = (256, 320, 384)
+GRIDS = (64, 80, 96, 128)
+"""Sides of the logits: of inputs of 256, 320 and 384 px at stride 4, and of 256 px at stride 2."""
+CEILINGS = ("isic2018/val", "human_vikram")
 MEASURED = ("steps", "Dice, no prompt", "Dice of parts, box")
 
 
@@ -118,6 +128,36 @@ def recipes(data: Path, output: Path, minutes: float, document: Path | None) -> 
         reached[name] = _run(data, folder, minutes, options)
     rows = [[name, *_cells(outcome)] for name, outcome in reached.items()]
     _show("recipes", ["recipe", *MEASURED], rows, reached, document)
+
+
+@main.command()
+@_data
+@_document
+def strides(data: Path, document: Path | None) -> None:
+    """The best Dice that logits of a size can reach: of masks that are averaged onto that grid and brought back."""
+    header, rows = ["logits"], [[f"{side} x {side}"] for side in GRIDS]
+    for folder in CEILINGS:
+        files = sorted((data / folder / "masks").iterdir())
+        header.append(f"{folder}, {len(files)} masks")
+        ceilings = torch.tensor([_ceilings(read_mask(file)) for file in files]).mean(dim=0).tolist()
+        for row, ceiling in zip(rows, ceilings, strict=True):
+            row.append(f"{ceiling:.4f}")
+    text = table(header, rows)
+    print(text)
+    if document is not None:
+        write_block(document, "strides", text)
+
+
+def _ceilings(ids: NDArray[np.uint8]) -> list[float]:
+    """Dice in [0, 1] of a mask ``(H, W)`` with itself on each of the :data:`GRIDS`."""
+    truth = torch.from_numpy(ids > 0)
+    pixels = truth[None, None].float()
+    dices = []
+    for side in GRIDS:
+        share = functional.interpolate(pixels, size=(side, side), mode="area")
+        mask = restore_original(torch.cat([1 - share, share], dim=1)[0], (truth.shape[0], truth.shape[1]))
+        dices.append(dice_score(mask, truth))
+    return dices
 
 
 def _show(

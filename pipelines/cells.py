@@ -37,7 +37,7 @@ from amsam_med.evaluate import dice_score
 from amsam_med.infer import PromptInferer, predict_prompted
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
-from amsam_med.model.encoders import BelowNeck
+from amsam_med.model.encoders import Below
 from pipelines import fewshot
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import BaselineNetwork, Recipe, Setting
@@ -137,7 +137,7 @@ class TestImages:
         key = f"{place.base} {place.base_file} {place.input_size}"
         if key not in self._encoded:
             network = build_amsam(place.base, input_size=place.input_size, base_weights=place.base_file)
-            cache = EmbeddingCache(BelowNeck(network.image_encoder).to(place.device), self.embeddings, AT_ONCE)
+            cache = EmbeddingCache(Below(network.image_encoder, "stage").to(place.device), self.embeddings, AT_ONCE)
             parts = [cache.get(self.batch(some, place.input_size)) for some in self._slices()]
             self._encoded[key] = torch.cat(parts)
         return self._encoded[key]

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import click
+import numpy as np
 import torch
 from monai.data.dataset import Dataset
+from scipy.stats import ttest_rel
 from torch import Tensor
 
 from amsam_med import weights
@@ -38,7 +40,7 @@ from amsam_med.infer import predict_prompted
 from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
-from amsam_med.model.encoders import BelowNeck, CompactImageEncoder, SamImageEncoder
+from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from pipelines.reporting import write_block
 
 INPUT_SIZE = 256
@@ -110,19 +112,25 @@ TASKS = {
     ),
 }
 NO_BOX: dict[str, Any] = {"prompt": "none", "detector_file": None}
+_HALVES: dict[str, Any] = {"adapts": "decoder", "halves": True, "calibration": "none"}
+_ALL: dict[str, Any] = {"adapts": "neck", "halves": False, "calibration": "none"}
 TABLE = (
-    Row("default prompt (BLO-SAM's setting)", "none", {**NO_BOX, "calibration": "none"}),
-    Row("+ box, k-shot detector", "k-shot", {"prompt": "box", "calibration": "none"}),
-    Row("+ box, shipped detector", "shipped", {"prompt": "box", "calibration": "none"}),
-    Row("+ calibration, paper's", "none", {**NO_BOX, "calibration": "paper"}),
-    Row("+ calibration, learned", "none", {**NO_BOX, "calibration": "learned"}),
-    Row("all, k-shot detector", "k-shot", {"prompt": "box", "calibration": "paper"}),
-    Row("all, shipped detector", "shipped", {"prompt": "box", "calibration": "paper"}),
-    Row("all, k-shot detector, learned calibration", "k-shot", {"prompt": "box", "calibration": "learned"}),
-    Row("all, shipped detector, learned calibration", "shipped", {"prompt": "box", "calibration": "learned"}),
-    Row("all, shipped detector, `--paper`", "shipped", paper_settings()),
+    Row("W on halves, no box (BLO-SAM's setting)", "none", {**_HALVES, **NO_BOX}),
+    Row("W on all, no box", "none", {**_HALVES, **NO_BOX, "halves": False}),
+    Row("W and neck on halves, no box", "none", {**_ALL, **NO_BOX, "halves": True}),
+    Row("W and neck on all, no box", "none", {**_ALL, **NO_BOX}),
+    Row("W, neck and last stage on all, no box", "none", {**_ALL, **NO_BOX, "adapts": "stage"}),
+    Row("W and neck on all, no box, paper's calibration", "none", {**_ALL, **NO_BOX, "calibration": "paper"}),
+    Row("W and neck on all, no box, learned calibration", "none", {**_ALL, **NO_BOX, "calibration": "learned"}),
+    Row("W and neck on all, k-shot detector", "k-shot", _ALL),
+    Row("W and neck on all, shipped detector", "shipped", _ALL),
+    Row("W on halves, k-shot detector, paper's calibration", "k-shot", {**_HALVES, "calibration": "paper"}),
+    Row("W on halves, shipped detector, paper's calibration", "shipped", {**_HALVES, "calibration": "paper"}),
+    Row("all of `--paper`, shipped detector", "shipped", paper_settings()),
 )
-"""Rows differ in prompt and calibration alone, except for the last, which has the paper's settings throughout."""
+"""Rows differ in what is said; the first is what the others are compared with; the last has the paper's settings."""
+LEVEL = 0.05
+"""Of significance, of all comparisons in a table together."""
 _SHORT: dict[str, Any] = {"epochs": 30, "views": "all"}
 _GENTLE: dict[str, Any] = {**_SHORT, "lower_rate": 1e-3, "upper_rate": 2e-4}
 TRIALS: dict[str, dict[str, Any]] = {
@@ -152,7 +160,7 @@ class Field:
         loaded = [prepare(dict(item)) for item in items]
         self.images = torch.stack([item[Keys.IMAGE] for item in loaded])
         self.truths: list[Tensor] = [item[Keys.LABEL][0] for item in loaded]
-        self.features = EmbeddingCache(BelowNeck(encoder), folder).get(self.images)
+        self.features = EmbeddingCache(Below(encoder, "stage"), folder).get(self.images)
         self._found: dict[Path, Detections] = {}
 
     def __len__(self) -> int:
@@ -405,17 +413,45 @@ def _render_set(task: Task, records: Sequence[Mapping[str, Any]]) -> str:
         "",
         *_header("", [f"k = {count}" for count in SHOTS]),
     ]
+    cells = {
+        (row.name, count): [record for record in records if (record["row"], record["shots"]) == (row.name, count)]
+        for row in TABLE
+        for count in SHOTS
+    }
+    differing = differing_cells(cells)
     for row in TABLE:
-        cells = [
-            [record for record in records if (record["row"], record["shots"]) == (row.name, count)] for count in SHOTS
-        ]
-        if any(cells):
-            lines.append(_line(row.name, [_mean_and_deviation(cell) for cell in cells]))
+        keys = [(row.name, count) for count in SHOTS]
+        if any(cells[key] for key in keys):
+            marks = ["†" if key in differing else "" for key in keys]
+            texts = [_mean_and_deviation(cells[key]) + mark for key, mark in zip(keys, marks, strict=True)]
+            lines.append(_line(row.name, texts))
     lines += [
         _line(f"*{method}, as the paper prints it (SAM ViT-B)*", [f"*{value}*" for value in values])
         for method, values in task.paper.items()
     ]
     return "\n".join(lines)
+
+
+def differing_cells(cells: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]) -> set[tuple[str, int]]:
+    """Cells of row and number of examples that differ from the first row's with as many.
+
+    Paired t-tests over the seeds that both have, since both drew the same examples; Holm's correction over all of them.
+    """
+    first = TABLE[0].name
+    found: list[tuple[float, tuple[str, int]]] = []
+    for (name, count), records in cells.items():
+        ours, theirs = ({record["seed"]: record["dice"] for record in cell} for cell in (records, cells[first, count]))
+        seeds = sorted(ours.keys() & theirs.keys())
+        if name != first and len(seeds) >= SEEDS:
+            pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
+            found.append((float(ttest_rel(pairs[:, 0], pairs[:, 1]).pvalue), (name, count)))
+    found.sort()
+    differing = set()
+    for rank, (p_value, key) in enumerate(found):
+        if not p_value <= LEVEL / (len(found) - rank):
+            break
+        differing.add(key)
+    return differing
 
 
 def _mean_and_deviation(records: Sequence[Mapping[str, Any]]) -> str:

@@ -279,8 +279,8 @@ class Run(RestartableRun):
             load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)  # type: ignore[arg-type]
         if self.recipe.start:
             own, old = self.network.state_dict(), read_tensors(weights.find(self.recipe.start), "fetch it again")[0]
-            parts = ("prompt_encoder.", "mask_decoder.", *(("image_encoder.",) if self.recipe.encoder == "base" else ()))
-            taken = {key: tensor for key, tensor in old.items() if key.startswith(parts)}
+            left_out = () if self.recipe.encoder == "base" else ("image_encoder.",)
+            taken = {key: tensor for key, tensor in old.items() if not key.startswith(left_out)}
             self.network.load_state_dict({**own, **taken})
             print(f"{len(taken)} tensors of {self.recipe.start}", flush=True)
         self.average.module.load_state_dict(self.network.state_dict())
@@ -547,7 +547,10 @@ def _beside(targets: Tensor) -> Tensor:
     """A background pixel for each mask ``(P, 1, S, S)``, near the object where there is one: int64 ``(P, 1)``."""
     reach = targets.shape[-1] // 8 * 2 + 1
     near = targets
-    for side in ((reach, 1), (1, reach)):  # one axis after the other: a square's largest value at a fraction of the cost
+    for side in (
+        (reach, 1),
+        (1, reach),
+    ):  # one axis after the other: a square's largest value at a fraction of the cost
         near = functional.max_pool2d(near, side, stride=1, padding=(side[0] // 2, side[1] // 2))
     return torch.multinomial(((near - targets) + 1e-4 * (1 - targets) + 1e-9).flatten(1), 1)
 

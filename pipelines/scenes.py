@@ -79,6 +79,8 @@ SOURCES = (
 )
 PASTED = "pasted"
 """Name of the images made by pasting objects onto other photos, in a mix."""
+BLOBS = "blobs"
+"""Name of the images made of two photos' textures, of which one lies as a blob on the other, in a mix."""
 NOTHING = "nothing"
 """Name of the images without any object, in a mix: scenery, and skin beside lesions."""
 MIXES: dict[str, dict[str, float]] = {
@@ -100,23 +102,24 @@ MIXES: dict[str, dict[str, float]] = {
         NOTHING: 0.08,
     },
     "tiny-general": {
-        "pretrain/ccp": 0.18,
-        "pretrain/coco128": 0.06,
-        "pretrain/viton": 0.06,
-        "pretrain/weizmann": 0.04,
-        "pretrain/davis16": 0.04,
-        "pretrain/bsds500": 0.06,
-        "pretrain/dsb2018": 0.05,
-        "pretrain/wbc": 0.04,
-        "pretrain/fuseg": 0.12,
-        "pretrain/magtile": 0.06,
-        PASTED: 0.29,
+        "pretrain/ccp": 0.16,
+        "pretrain/coco128": 0.05,
+        "pretrain/viton": 0.04,
+        "pretrain/weizmann": 0.03,
+        "pretrain/davis16": 0.03,
+        "pretrain/bsds500": 0.05,
+        "pretrain/dsb2018": 0.04,
+        "pretrain/wbc": 0.03,
+        "pretrain/fuseg": 0.09,
+        "pretrain/magtile": 0.05,
+        PASTED: 0.23,
+        BLOBS: 0.20,
     },
 }
 """Bases and the shares of their training images.
 
 ``tiny-general`` never sees skin lesions nor human_vikram, and is never told that there is nothing: whatever it has not
-met before would be nothing to it.
+met before would be nothing to it. Blobs teach it instead that whatever differs from its surroundings is an object.
 """
 FINISHES: dict[str, dict[str, float]] = {
     "tiny": {
@@ -140,6 +143,11 @@ OBJECT_SHARE = 0.15
 """Share of the pasted images that show a thing or an animal instead of a person."""
 GREY_SHARE = 0.12
 """Share of the images that lose their colour."""
+PATCH_SIDES = (16, 90)
+"""Sides of the squares of a photo that textures are cut from, in pixels of the bank."""
+LEAST_CONTRAST = 0.05
+"""By which a blob's mean colour differs from what it lies on, of 1: less could not be seen."""
+SECOND_BLOB_SHARE = 0.15
 OVERLAYS = 96
 OVERLAY_SHARE = 0.22
 """How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
@@ -262,9 +270,10 @@ class Bank:
         self, root: Path, mix: Mapping[str, float] = MIXES["tiny"], share: float = HELD_OUT, with_overlays: bool = True
     ) -> None:
         self.sources = tuple(source for source in SOURCES if source.folder in mix)
-        if unknown := mix.keys() - {PASTED, NOTHING, *(source.folder for source in self.sources)}:
+        if unknown := mix.keys() - {PASTED, BLOBS, NOTHING, *(source.folder for source in self.sources)}:
             raise ValueError(
-                f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES, {PASTED!r} or {NOTHING!r}"
+                f"the mix names {', '.join(sorted(unknown))}; expected folders of SOURCES, "
+                f"{PASTED!r}, {BLOBS!r} or {NOTHING!r}"
             )
         self.use_shares(mix)
         self.train: dict[str, Items] = {}
@@ -283,7 +292,7 @@ class Bank:
 
     def use_shares(self, mix: Mapping[str, float]) -> None:
         """Draw from now on by other shares of the same sources."""
-        made = [mix.get(PASTED, 0.0), mix.get(NOTHING, 0.0)]
+        made = [mix.get(name, 0.0) for name in (PASTED, BLOBS, NOTHING)]
         self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), *made])
 
     def scenes(self, batch_size: int, size: int, device: torch.device) -> Iterator[Scene]:
@@ -303,6 +312,8 @@ class Bank:
         if index < len(self.sources):
             source = self.sources[index]
             return _one(self.train[source.folder]), source.turn, source.closest
+        if index == len(self.sources) + 1:
+            return self._blobs(), 180.0, 0.6
         if index > len(self.sources):
             return self._nothing(), 180.0, 0.6
         scenery = _one(_any(self.scenery))
@@ -311,6 +322,14 @@ class Bank:
         if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
             scenery = paste(_one(_any(self.people)), scenery)
         return paste(_one(_any(self.people)), scenery), 10.0, 0.7
+
+    def _blobs(self) -> Items:
+        """One blob, sometimes two, on a texture."""
+        photos = [self.scenery[0], *self.train.values()]
+        ground = cut_texture(_one(_any(photos)))
+        if _uniform(0, 1) < SECOND_BLOB_SHARE:
+            ground = lay_blob(ground, cut_texture(_one(_any(photos))))
+        return lay_blob(ground, cut_texture(_one(_any(photos))))
 
     def _nothing(self) -> Items:
         """Skin beside a lesion, or scenery without people."""
@@ -427,6 +446,55 @@ def paste(person: Items, scenery: Items) -> Items:
     whole = torch.zeros_like(person.whole)
     whole[:, 1:3] = True
     return Items(pasted.clamp(0, 255).to(torch.uint8), ids, whole, torch.zeros_like(person.is_empty))
+
+
+def cut_texture(photo: Items) -> Items:
+    """A small square of one photo, enlarged to an image without an object."""
+    side = int(_uniform(*PATCH_SIDES))
+    row, column = (int(_uniform(0, BANK_SIZE - side + 1)) for _ in range(2))
+    square = photo.images[:, :, row : row + side, column : column + side].float()
+    pixels = functional.interpolate(square, size=(BANK_SIZE, BANK_SIZE), mode="bicubic", align_corners=False)
+    return Items(
+        pixels.clamp(0, 255).round().to(torch.uint8),
+        torch.zeros_like(photo.ids),
+        torch.zeros_like(photo.whole),
+        torch.zeros_like(photo.is_empty),
+    )
+
+
+def lay_blob(ground: Items, texture: Items) -> Items:
+    """Lay a blob of a texture, of any round shape, size and softness, on another; the whole are all blobs on it."""
+    alpha = _blob()
+    below, above = ground.images.float() / 255, texture.images.float() / 255
+    above = _uniform(0, 1) * (above - above.mean(dim=(2, 3), keepdim=True)) + above.mean(dim=(2, 3), keepdim=True)
+    above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
+    difference = (above - below).mean(dim=(2, 3), keepdim=True)
+    distance = float(difference.abs().max())
+    if distance < LEAST_CONTRAST:
+        is_dark = float(below.mean()) < 0.5
+        above = above + (1 if is_dark else -1) * _uniform(LEAST_CONTRAST, 0.4)
+    pixels = below + alpha * (above - below)
+    number = int(ground.ids.max()) + 1
+    ids = torch.where(alpha > 0.5, number, ground.ids).to(torch.uint8)
+    whole = ground.whole.clone()
+    whole[:, number] = True
+    return Items((255 * pixels.clamp(0, 1)).round().to(torch.uint8), ids, whole, ground.is_empty)
+
+
+def _blob() -> Tensor:
+    """How much of each pixel a blob covers: a stretched circle with a wavy edge, float ``(1, 1, S, S)`` in [0, 1]."""
+    axis = (torch.arange(BANK_SIZE) + 0.5) / BANK_SIZE - 0.5
+    y, x = torch.meshgrid(axis - _uniform(-0.2, 0.2), axis - _uniform(-0.2, 0.2), indexing="ij")
+    turn, stretch = _uniform(0, math.pi), math.exp(_uniform(0, 0.7))
+    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    angle = torch.atan2(across * stretch, along)
+    waves = torch.zeros_like(angle)
+    for turns in range(2, 9):
+        waves += _uniform(0, 0.35) / turns * torch.cos(turns * angle + _uniform(0, 2 * math.pi))
+    radius = math.exp(_uniform(math.log(0.1), math.log(0.42)))
+    inside = radius * (1 + waves) - torch.hypot(along, across * stretch)  # of the side; above 0 in the blob
+    softness = math.exp(_uniform(math.log(0.003), math.log(0.06)))
+    return torch.sigmoid(2 * inside / softness)[None, None]
 
 
 def augment(batch: Items, limits: Tensor, size: int) -> Scene:

@@ -57,7 +57,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("settings", [{"calibration": "paper"}, {"calibration": "learned"}, {"adapts": "neck"}])
+@pytest.mark.parametrize("settings", [{"calibration": "paper"}, {"calibration": "learned"}, {"adapts": "stage"}])
 def test_an_adapter_brings_back_what_was_trained(base: Path, tmp_path: Path, settings: dict[str, str]):
     trained = _trained(base, **settings)
     save_adapter(trained, tmp_path / "a.safetensors", {"shots": 8})

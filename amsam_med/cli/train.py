@@ -98,9 +98,14 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 )
 @click.option(
     "--adapts",
-    type=click.Choice(["decoder", "neck"]),
-    help="What is adapted: the mask decoder, as in the paper, or also the encoder's neck, its two last convolutions.  "
-    "[default: the bundle's]",
+    type=click.Choice(["decoder", "neck", "stage"]),
+    help="What is adapted: the mask decoder, as in the paper; also the encoder's neck, its two last convolutions; or "
+    "also the encoder's last stage.  [default: the bundle's]",
+)
+@click.option(
+    "--halves/--all-examples",
+    default=None,
+    help="Cut the examples into D1 and D2, as in the paper, or give both levels all of them.  [default: the bundle's]",
 )
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
@@ -126,6 +131,7 @@ def train(
     batch_size: int,
     views: str | None,
     adapts: str | None,
+    halves: bool | None,
     paper: bool,
     cache: Path | None,
     input_size: int,
@@ -179,7 +185,8 @@ def train(
         "cache_dir": None if cache is None else str(cache),
         "input_size": input_size,
     }
-    overrides |= {name: value for name, value in {"views": views, "adapts": adapts}.items() if value is not None}
+    of_bundle = {"views": views, "adapts": adapts, "halves": halves}
+    overrides |= {name: value for name, value in of_bundle.items() if value is not None}
     if paper:
         overrides |= paper_settings()
     if base_weights is not None:

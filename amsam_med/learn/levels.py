@@ -1,9 +1,9 @@
 """The two levels of training: who owns which parameters and which half of the examples (Eq. 6-8).
 
 The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6); where a network
-adapts its neck, this belongs to W as well, which goes beyond the paper. The upper level trains A, the prompt embedding,
-on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so;
-parameters are known by their names in :class:`amsam_med.model.AmSam`.
+adapts the last parts of its encoder, these belong to W as well, which goes beyond the paper. The upper level trains A,
+the prompt embedding, on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so; parameters
+are known by their names in :class:`amsam_med.model.AmSam`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ DECODER_PARTS = (
 )
 """The parts of the decoder that are trained whole, beside the LoRA weights inside its transformer."""
 CALIBRATION = "calibration."
-NECK = "image_encoder.neck."
-"""Trained where the network's ``settings`` say that it adapts its neck."""
+ENCODER = "image_encoder."
+ENCODER_PARTS = {
+    "decoder": (),
+    "neck": ("image_encoder.neck.",),
+    "stage": ("image_encoder.neck.", "image_encoder.backbone.blocks.5.", "image_encoder.backbone.blocks.6."),
+}
+"""The parts of the encoder that are trained, by what the network's ``settings`` say that it adapts."""
 
 
 def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -41,7 +46,7 @@ def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError: The network has no LoRA weights.
     """
-    prefixes = (*DECODER_PARTS, CALIBRATION, *([NECK] if _adapts_neck(network) else []))
+    prefixes = (*DECODER_PARTS, CALIBRATION, *ENCODER_PARTS[_adapts(network)])
     lower = {
         name: parameter
         for name, parameter in network.named_parameters()
@@ -55,8 +60,8 @@ def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     return lower
 
 
-def lower_groups(network: nn.Module, rate: float, neck_rate: float) -> list[dict[str, Any]]:
-    """W as an optimiser's groups: the decoder at ``rate`` and, where it is trained, the neck at ``neck_rate``.
+def lower_groups(network: nn.Module, rate: float, encoder_rate: float) -> list[dict[str, Any]]:
+    """W as an optimiser's groups: the decoder at ``rate``, and what is trained of the encoder at ``encoder_rate``.
 
     Hypergradients that look through a lower step take the first group's rate for all of W.
 
@@ -65,8 +70,8 @@ def lower_groups(network: nn.Module, rate: float, neck_rate: float) -> list[dict
     """
     lower = lower_parameters(network)
     groups = [
-        {"params": [parameter for name, parameter in lower.items() if not name.startswith(NECK)], "lr": rate},
-        {"params": [parameter for name, parameter in lower.items() if name.startswith(NECK)], "lr": neck_rate},
+        {"params": [parameter for name, parameter in lower.items() if not name.startswith(ENCODER)], "lr": rate},
+        {"params": [parameter for name, parameter in lower.items() if name.startswith(ENCODER)], "lr": encoder_rate},
     ]
     return [group for group in groups if group["params"]]
 
@@ -120,35 +125,41 @@ def trainable_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
 
 
-def split_levels(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
-    """Draw the two halves of the examples, D1 for the lower and D2 for the upper level.
+def split_levels(items: Sequence[Item], seed: int, halves: bool = True) -> tuple[list[Item], list[Item]]:
+    """Draw the examples of the two levels, D1 for the lower and D2 for the upper one.
 
     Split cases, not views of cases: a view of a D1 image in D2 would tell the upper level what W has already seen.
 
     Args:
         items: The examples; the same items in the same order give the same halves.
         seed: Of the draw.
+        halves: Give each level one half, as the paper does; False gives both levels all examples, which goes beyond it:
+            W learns from twice as many, and Dice on D2 is no longer that of images which W has not seen.
 
     Returns:
-        D1 and D2; D1 has one item more for an odd count.
+        D1 and D2; of halves D1 has one item more for an odd count.
 
     Raises:
-        DataError: Fewer than two items.
+        DataError: Fewer than two items for halves, or none at all.
     """
-    if len(items) < 2:
+    if len(items) < (2 if halves else 1):
         raise DataError(
             f"got {len(items)} example(s); expected at least 2, because half of them train the decoder (D1) and the "
             "other half the prompt embedding (D2); label at least one more image"
+            if halves
+            else "got no example; label at least one image"
         )
     drawn = list(items)
     random.Random(seed).shuffle(drawn)  # noqa: S311  # a draw, no secret
+    if not halves:
+        return drawn, list(drawn)
     middle = (len(drawn) + 1) // 2
     return drawn[:middle], drawn[middle:]
 
 
-def _adapts_neck(network: nn.Module) -> bool:
+def _adapts(network: nn.Module) -> str:
     settings = getattr(network, "settings", {})
-    return isinstance(settings, dict) and settings.get("adapts") == "neck"
+    return str(settings.get("adapts", "decoder")) if isinstance(settings, dict) else "decoder"
 
 
 def _stay_in_evaluation(module: nn.Module, _inputs: Any) -> None:

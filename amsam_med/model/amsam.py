@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from amsam_med.errors import DataError
 from amsam_med.model.calibration import MaskCalibration
 from amsam_med.model.decoder import EMBEDDING_CHANNELS, MaskDecoder
-from amsam_med.model.encoders import BelowNeck, CompactImageEncoder, SamImageEncoder
+from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from amsam_med.model.prompt import PATCH, PromptEncoder
 
 
@@ -30,7 +30,7 @@ class AmSam(nn.Module):
     """Image encoder, prompt encoder with the learned embedding A, LoRA mask decoder and mask calibration.
 
     Args:
-        image_encoder: Images to embeddings; frozen in few-shot training but for its neck, where ``settings`` say so.
+        image_encoder: Images to embeddings; frozen in few-shot training but for what ``settings`` say is adapted.
         prompt_encoder: Boxes, points and A.
         mask_decoder: Embeddings and prompts to masks.
         calibration: The Hadamard-product calibration.
@@ -55,7 +55,8 @@ class AmSam(nn.Module):
     @property
     def frozen_encoder(self) -> nn.Module:
         """What few-shot training leaves as it is of the encoder: images to what :meth:`embed` takes in their place."""
-        return BelowNeck(self.image_encoder) if self.settings["adapts"] == "neck" else self.image_encoder
+        adapts = str(self.settings["adapts"])
+        return self.image_encoder if adapts == "decoder" else Below(self.image_encoder, adapts)
 
     @property
     def input_size(self) -> int:
@@ -88,14 +89,14 @@ class AmSam(nn.Module):
 
         Args:
             image: RGB float ``(B, 3, S, S)`` in [0, 1], or what was encoded before: its embedding float
-                ``(B, 256, S/16, S/16)``, or the encoder's features of it float ``(B, C, S/16, S/16)``.
+                ``(B, 256, S/16, S/16)``, or the encoder's features or trunk of it float ``(B, C, S/16, S/16)``.
             boxes: One box an image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
             points: float ``(B, N, 2)``, x and y in pixels of the model input.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding.
             earlier_logits: float ``(B, 1, S/4, S/4)``: object minus background logits of a mask to improve.
 
         Raises:
-            DataError: ``image`` is neither an image nor an embedding nor features of this network's size.
+            DataError: ``image`` is neither an image nor encoded for this network's size.
         """
         embedding = self.embed(image)
         sparse, dense = self.prompt_encoder(embedding.shape[0], boxes, points, point_labels, earlier_logits)
@@ -104,7 +105,7 @@ class AmSam(nn.Module):
         return Prediction(mask_logits, decoded.predicted_iou)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Embed images or features; embeddings pass as they are. All else as for :meth:`predict`."""
+        """Embed images, features or trunks; embeddings pass as they are. All else as for :meth:`predict`."""
         encoder, size, grid = self.image_encoder, self.input_size, self.input_size // PATCH
         shape = tuple(image.shape[1:])
         if shape == (EMBEDDING_CHANNELS, grid, grid):
@@ -112,6 +113,9 @@ class AmSam(nn.Module):
         if shape == (encoder.feature_channels, grid, grid):
             of_features: Tensor = encoder.neck(image)
             return of_features
+        if isinstance(encoder, CompactImageEncoder) and shape == (encoder.trunk_channels, grid, grid):
+            of_trunk: Tensor = encoder.neck(encoder.stage(image))
+            return of_trunk
         if shape != (3, size, size):
             raise DataError(
                 f"the network got a tensor of shape {tuple(image.shape)}; expected images (B, 3, {size}, {size}) or "

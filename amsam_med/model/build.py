@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, WeightsError
@@ -18,7 +17,7 @@ from amsam_med.tensors import read_pickled, read_tensors, refuse_non_finite
 
 BaseName = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases; see :func:`build_amsam`."""
-Adapted = Literal["decoder", "neck"]
+Adapted = Literal["decoder", "neck", "stage"]
 """What few-shot training adapts; see :func:`build_amsam`."""
 VIT_SIZES = {
     "vit_b": VitSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
@@ -27,8 +26,6 @@ VIT_SIZES = {
 }
 COMPACT_BASES = ("tiny", "tiny-general")
 """One network under two names, for two sets of weights: the second never saw dermoscopy."""
-COMPACT_BACKBONES = {"tiny": "tf_efficientnet_lite2", "tiny-general": "repvit_m0_9"}
-"""timm's names of the networks in their encoders."""
 COMPACT_INPUT_MULTIPLE = 32
 """The compact encoder halves its input five times."""
 CLASS_HEADS = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
@@ -64,8 +61,8 @@ def build_amsam(
         calibration_scope: ``"image"``, or ``"batch"`` for the paper's letter in training batches of more than one.
         alpha: Weight of the uncalibrated mask in Eq. 12.
         prompt: What of a box the prompt encoder sees: ``"box"``, ``"box+point"`` or ``"none"``.
-        adapts: What few-shot training adapts: ``"decoder"``, as in the paper, or ``"neck"``, which is the decoder and
-            the encoder's neck.
+        adapts: What few-shot training adapts: ``"decoder"``, as in the paper; ``"neck"``, which is the decoder and the
+            encoder's neck; or, for the compact bases, ``"stage"``, which is both and the encoder's last stage.
         base_weights: A SAM checkpoint (``.pth``) or a base of ours (``.safetensors``); None for random weights.
         is_fused: For the compact bases: inference form of the backbone; False only to pre-train it.
 
@@ -78,6 +75,8 @@ def build_amsam(
     """
     if adapts not in get_args(Adapted):
         raise ConfigError(f"adapts {adapts!r} is unknown; expected one of {', '.join(get_args(Adapted))}")
+    if adapts == "stage" and base not in COMPACT_BASES:
+        raise ConfigError(f"base {base} has no last stage to adapt; expected adapts decoder or neck")
     network = AmSam(
         image_encoder=_build_encoder(base, input_size, is_fused),
         prompt_encoder=PromptEncoder(input_size, prompt),
@@ -112,8 +111,6 @@ def load_base(network: AmSam, path: Path) -> None:
     state = _read_state(path)
     if isinstance(network.image_encoder, SamImageEncoder):
         state = _fit_encoder(network.image_encoder, state)
-    else:
-        state = _with_neck(state)
     own = network.state_dict()
     new_heads = {k for k in own if k.startswith(CLASS_HEADS) and (k not in state or state[k].shape != own[k].shape)}
     additions = {k for k in own if k.startswith(ADDITIONS[-1]) or k.endswith(ADDITIONS[:-1])}
@@ -142,31 +139,13 @@ def _build_encoder(base: str, input_size: int, is_fused: bool) -> SamImageEncode
             f"use {max(multiple, round(input_size / multiple) * multiple)}"
         )
     if base in COMPACT_BASES:
-        return CompactImageEncoder(input_size, is_fused, COMPACT_BACKBONES[base])
+        return CompactImageEncoder(input_size, is_fused)
     return SamImageEncoder(VIT_SIZES[base], input_size)
 
 
 def _fit_encoder(encoder: SamImageEncoder, state: dict[str, Tensor]) -> dict[str, Tensor]:
     inner = {k.removeprefix(_ENCODER): v for k, v in state.items() if k.startswith(_ENCODER)}
     return {**state, **{_ENCODER + k: v for k, v in encoder.fit_positions(inner).items()}}
-
-
-def _with_neck(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a compact base whose neck has one first convolution a scale, as files of before have it.
-
-    Pooling, resizing and summing commute with a convolution of 1 x 1, so one over all channels does the same.
-    """
-    weights, biases = ([f"{_ENCODER}laterals.{scale}.{part}" for scale in range(3)] for part in ("weight", "bias"))
-    if any(name not in state for name in [*weights, *biases]):
-        return state
-    joined = {
-        f"{_ENCODER}neck.0.weight": torch.cat([state[name] for name in weights], dim=1),
-        f"{_ENCODER}neck.0.bias": torch.stack([state[name].float() for name in biases]).sum(dim=0),
-    }
-    for name in state.keys() - {*weights, *biases}:
-        new = name.replace(f"{_ENCODER}smooth.", f"{_ENCODER}neck.2.").replace(f"{_ENCODER}norm.", f"{_ENCODER}neck.3.")
-        joined[new] = state[name]
-    return joined
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

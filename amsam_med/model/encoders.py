@@ -1,14 +1,15 @@
 """Image encoders: SAM's ViT at any input size, and a compact convolutional one.
 
 An encoder turns RGB images float ``(B, 3, S, S)`` in [0, 1] into embeddings float ``(B, 256, S/16, S/16)`` and does its
-own normalisation, so that every caller hands over the same plain images. It does so in two parts: ``features`` float
-``(B, C, S/16, S/16)``, which few-shot training leaves as they are, and ``neck``, two convolutions that it may train.
+own normalisation, so that every caller hands over the same plain images. It does so in parts, of which few-shot
+training may adapt the last and encodes once what lies below: ``features`` float ``(B, C, S/16, S/16)`` and ``neck``,
+two convolutions; the compact encoder's features are its ``trunk`` and what its last ``stage`` makes of that.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -24,8 +25,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from amsam_med.model.decoder import EMBEDDING_CHANNELS
 from amsam_med.model.prompt import PATCH
 
-COMPACT_BACKBONE = "repvit_m0_9"
-"""timm's name of the compact encoder's network; networks whose layers carry batch norms end up without any."""
+COMPACT_BACKBONE = "tf_efficientnet_lite2"
+"""timm's name of the compact encoder's network."""
+FINE_END, TRUNK_END = 3, 5
+"""Of a backbone's seven blocks: the third ends at stride 8, the fifth, and with it the trunk, at stride 16."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -107,11 +110,12 @@ class CompactImageEncoder(nn.Module):
 
     Args:
         input_size: Side of the model input in pixels, a multiple of 32.
-        is_fused: Build the backbone with its parallel branches and its batch norms merged into its convolutions, as it
-            is shipped; False for training it.
-        backbone_name: timm's name of a network with features at stride 8, 16 and 32.
+        is_fused: Build the backbone with its batch norms merged into its convolutions, as it is shipped; False for
+            training it from the start.
+        backbone_name: timm's name of a network of the EfficientNet family.
 
     Attributes:
+        trunk_channels: C of the trunk's features.
         feature_channels: C of the features.
     """
 
@@ -125,7 +129,9 @@ class CompactImageEncoder(nn.Module):
         self.backbone: nn.Module = backbone
         if is_fused:
             self.fuse().train()
-        self.feature_channels = sum(cast(FeatureInfo, backbone.feature_info).channels())
+        self._fine_channels, middle, coarse = cast(FeatureInfo, backbone.feature_info).channels()
+        self.trunk_channels = self._fine_channels + middle
+        self.feature_channels = self.trunk_channels + coarse
         self.neck = nn.Sequential(
             nn.Conv2d(self.feature_channels, EMBEDDING_CHANNELS, kernel_size=1),
             nn.GELU(),
@@ -142,10 +148,30 @@ class CompactImageEncoder(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the backbone makes of images, before the neck: float ``(B, C, S/16, S/16)``."""
-        fine, middle, coarse = self.backbone((image - self.pixel_mean) / self.pixel_std)
-        fine = functional.avg_pool2d(fine, kernel_size=2)
+        return self.stage(self.trunk(image))
+
+    def trunk(self, image: Tensor) -> Tensor:
+        """What the backbone makes of images before its last stage: float ``(B, C', S/16, S/16)``."""
+        x = (image - self.pixel_mean) / self.pixel_std
+        x = self._backbone.bn1(self._backbone.conv_stem(x))
+        for block in self._backbone.blocks[:FINE_END]:
+            x = block(x)
+        fine = functional.avg_pool2d(x, kernel_size=2)
+        for block in self._backbone.blocks[FINE_END:TRUNK_END]:
+            x = block(x)
+        return torch.cat([fine, x], dim=1)
+
+    def stage(self, trunk: Tensor) -> Tensor:
+        """The features of what :meth:`trunk` returns."""
+        coarse = trunk[:, self._fine_channels :]
+        for block in self._backbone.blocks[TRUNK_END:]:
+            coarse = block(coarse)
         coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return torch.cat([fine, middle, coarse], dim=1)
+        return torch.cat([trunk, coarse], dim=1)
+
+    @property
+    def _backbone(self) -> Any:
+        return self.backbone
 
     def fuse(self) -> CompactImageEncoder:
         """Merge the backbone's parallel branches and batch norms into its convolutions, in place: fewer operations.
@@ -159,19 +185,23 @@ class CompactImageEncoder(nn.Module):
         return self
 
 
-class BelowNeck(nn.Module):
-    """An encoder up to its features: what is encoded once where the neck is trained.
+class Below(nn.Module):
+    """An encoder without its last part: what is encoded once where that part is trained.
 
     Args:
         encoder: The whole encoder.
+        part: ``"neck"`` or ``"stage"``: where to stop.
     """
 
-    def __init__(self, encoder: SamImageEncoder | CompactImageEncoder) -> None:
+    def __init__(self, encoder: SamImageEncoder | CompactImageEncoder, part: str) -> None:
         super().__init__()
         self.encoder = encoder
+        self.part = part
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features float ``(B, C, S/16, S/16)`` of float ``(B, 3, S, S)`` in [0, 1]."""
+        """Features or trunk float ``(B, C, S/16, S/16)`` of float ``(B, 3, S, S)`` in [0, 1]."""
+        if self.part == "stage" and isinstance(self.encoder, CompactImageEncoder):
+            return self.encoder.trunk(image)
         return self.encoder.features(image)
 
 

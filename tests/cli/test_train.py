@@ -80,11 +80,11 @@ def test_defaults_are_those_of_the_shipped_configuration(handed_on: list[TrainOp
 def test_views_and_what_is_adapted_are_the_bundles_unless_they_are_given(
     handed_on: list[TrainOptions], labelled_folder: Path
 ) -> None:
-    assert cli.main(words(labelled_folder, Path("run"), "--views", "mirror", "--adapts", "neck")) == 0
+    assert cli.main(words(labelled_folder, Path("run"), "--views", "mirror", "--adapts", "stage", "--halves")) == 0
     assert cli.main(words(labelled_folder, Path("run"))) == 0
     given, not_given = (options.overrides for options in handed_on)
-    assert (given["views"], given["adapts"]) == ("mirror", "neck")
-    assert not {"views", "adapts"} & not_given.keys()
+    assert (given["views"], given["adapts"], given["halves"]) == ("mirror", "stage", True)
+    assert not {"views", "adapts", "halves"} & not_given.keys()
 
 
 def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
@@ -105,6 +105,8 @@ def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], label
             "calibration": "paper",
             "alpha": 0.7,
             "views": "none",
+            "adapts": "decoder",
+            "halves": True,
             "box_jitter": 0.0,
         }.items()
     )

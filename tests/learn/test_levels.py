@@ -20,12 +20,14 @@ from amsam_med.model import build_amsam
 Build = Callable[[], nn.Module]
 
 
-def test_the_neck_has_a_rate_of_its_own() -> None:
-    network = build_amsam("tiny", input_size=64, adapts="neck")
-    decoder, neck = lower_groups(network, 1e-3, 2e-4)
-    assert (decoder["lr"], neck["lr"]) == (1e-3, 2e-4)
-    assert {id(one) for one in neck["params"]} == {id(one) for one in network.image_encoder.neck.parameters()}
-    assert len(decoder["params"]) + len(neck["params"]) == len(lower_parameters(network))
+def test_what_is_adapted_of_the_encoder_has_a_rate_of_its_own() -> None:
+    network = build_amsam("tiny", input_size=64, adapts="stage")
+    decoder, encoder = lower_groups(network, 1e-3, 2e-4)
+    assert (decoder["lr"], encoder["lr"]) == (1e-3, 2e-4)
+    in_encoder = {id(one) for one in network.image_encoder.parameters()}
+    assert {id(one) for one in encoder["params"]} < in_encoder
+    assert not {id(one) for one in decoder["params"]} & in_encoder
+    assert len(decoder["params"]) + len(encoder["params"]) == len(lower_parameters(network))
     assert len(lower_groups(build_amsam("tiny", input_size=64), 1e-3, 2e-4)) == 1
 
 
@@ -116,6 +118,16 @@ def test_the_halves_share_no_item_and_miss_none(count: int) -> None:
     first, second = split_levels(range(count), seed=7)
     assert sorted(first + second) == list(range(count))
     assert len(first) == (count + 1) // 2
+
+
+def test_both_levels_may_have_all_examples() -> None:
+    first, second = split_levels(range(5), 7, halves=False)
+    assert first == second
+    assert first is not second
+    assert sorted(first) == list(range(5))
+    assert split_levels(["only"], 0, halves=False) == (["only"], ["only"])
+    with pytest.raises(DataError, match="label at least one image"):
+        split_levels([], 0, halves=False)
 
 
 def test_the_seed_alone_decides_the_halves() -> None:

@@ -73,23 +73,38 @@ def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor) -> No
         assert torch.equal(tiny(tiny.image_encoder(images), BOXES), tiny(images, BOXES))
 
 
-@pytest.mark.parametrize("base", ["tiny", "vit_b"])
-def test_features_stand_in_for_their_image(base: str, images: Tensor) -> None:
-    network = build_amsam(base, input_size=64, adapts="neck").eval()
+@pytest.mark.parametrize(("base", "adapts"), [("tiny", "neck"), ("tiny", "stage"), ("vit_b", "neck")])
+def test_what_is_encoded_below_the_adapted_parts_stands_in_for_its_image(
+    base: str, adapts: Adapted, images: Tensor
+) -> None:
+    network = build_amsam(base, input_size=64, adapts=adapts).eval()
     with torch.no_grad():
-        features = network.frozen_encoder(images)
-        assert features.shape == (3, network.image_encoder.feature_channels, 4, 4)
-        assert torch.equal(network(features, BOXES), network(images, BOXES))
+        encoded = network.frozen_encoder(images)
+        assert encoded.shape[0] == 3
+        assert encoded.shape[2:] == (4, 4)
+        assert torch.equal(network(encoded, BOXES), network(images, BOXES))
 
 
-def test_a_network_trains_its_neck_only_where_it_is_asked_to() -> None:
+def test_a_network_trains_of_its_encoder_what_it_is_asked_to() -> None:
     networks = {adapts: build_amsam("tiny", input_size=64, adapts=adapts) for adapts in get_args(Adapted)}
     trained = {adapts: lower_parameters(network).keys() for adapts, network in networks.items()}
-    neck = {f"image_encoder.neck.{name}" for name, _ in networks["neck"].image_encoder.neck.named_parameters()}
+    encoder = networks["stage"].image_encoder
+    neck = {f"image_encoder.neck.{name}" for name, _ in encoder.neck.named_parameters()}
     assert trained["neck"] == trained["decoder"] | neck
     assert networks["decoder"].frozen_encoder is networks["decoder"].image_encoder
+
+    # The trunk is what the stage's gradients do not reach.
+    encoder.requires_grad_(True)
+    encoder.trunk(torch.rand(1, 3, 64, 64)).sum().backward()
+    above = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
+    assert trained["stage"] == trained["decoder"] | {f"image_encoder.{name}" for name in above}
+
+
+def test_parts_that_a_base_has_not_are_refused() -> None:
     with pytest.raises(ConfigError, match="adapts 'all'"):
         build_amsam("tiny", adapts="all")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="base vit_b has no last stage"):
+        build_amsam("vit_b", adapts="stage")
 
 
 def test_box_point_and_their_absence_give_different_masks(tiny: AmSam, images: Tensor) -> None:

@@ -9,12 +9,10 @@ import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
-from torch.nn import functional
 
 from amsam_med.errors import WeightsError
 from amsam_med.model import build as build_module
 from amsam_med.model import build_amsam
-from amsam_med.model.build import load_base
 from amsam_med.model.encoders import CompactImageEncoder, SamImageEncoder, VitSize
 
 SMALL_VIT = VitSize(width=32, depth=3, heads=2, global_blocks=(1,))
@@ -72,29 +70,6 @@ def test_a_base_of_ours_is_taken_whole_for_one_class_and_without_heads_for_three
     assert more["mask_decoder.mask_tokens.weight"].shape == (4, 256)
 
 
-def test_a_base_with_one_first_convolution_a_scale_computes_the_same(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = build_amsam("tiny", input_size=64, rank=0, calibration="none").eval()
-    encoder, state = network.image_encoder, network.state_dict()
-    widths = encoder.backbone.feature_info.channels()  # type: ignore[union-attr]
-    laterals = [torch.nn.Conv2d(width, 256, 1) for width in widths]
-    old = {name: tensor for name, tensor in state.items() if ".neck." not in name}
-    for scale, lateral in enumerate(laterals):
-        old |= {f"image_encoder.laterals.{scale}.{name}": tensor for name, tensor in lateral.state_dict().items()}
-    old |= {f"image_encoder.smooth.{name}": tensor for name, tensor in encoder.neck[2].state_dict().items()}
-    old |= {f"image_encoder.norm.{name}": tensor for name, tensor in encoder.neck[3].state_dict().items()}
-    save_file({name: tensor.detach().contiguous() for name, tensor in old.items()}, tmp_path / "old.safetensors")
-    load_base(network, tmp_path / "old.safetensors")
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        fine, middle, coarse = encoder.backbone((image - encoder.pixel_mean) / encoder.pixel_std)
-        fine, coarse = functional.avg_pool2d(laterals[0](fine), 2), laterals[2](coarse)
-        coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear")
-        summed = fine + laterals[1](middle) + coarse
-        expected = encoder.neck[3](encoder.neck[2](functional.gelu(summed)))
-        torch.testing.assert_close(encoder(image), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_damaged_base_is_refused_by_name(tmp_path: Path, suffix: str, content: bytes) -> None:
@@ -112,8 +87,8 @@ def test_a_base_of_another_network_and_a_missing_one_are_refused(tmp_path: Path)
         build_amsam("tiny", input_size=64, base_weights=tmp_path / "nowhere.pth")
 
 
-@pytest.mark.parametrize("backbone", ["repvit_m0_9", "tf_efficientnet_lite0"])
-def test_merging_the_backbones_branches_and_norms_keeps_the_function(backbone: str) -> None:
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite2", "tf_efficientnet_lite0"])
+def test_merging_the_backbones_norms_keeps_the_function(backbone: str) -> None:
     torch.manual_seed(0)
     encoder = CompactImageEncoder(64, is_fused=False, backbone_name=backbone)
     for norm in (part for part in encoder.modules() if isinstance(part, torch.nn.BatchNorm2d)):

@@ -124,6 +124,27 @@ def test_the_table_prints_means_deviations_and_missing_seeds() -> None:
     assert len([line for line in lines if line.startswith("|")]) == 2 + 2 + 2
 
 
+def test_rows_that_differ_from_the_first_are_marked() -> None:
+    base = (0.50, 0.60, 0.70, 0.60, 0.55)
+    gains = {TABLE[1].name: (0.10, 0.11, 0.10, 0.09, 0.10), TABLE[2].name: (0.10, -0.11, 0.1, -0.09, 0.01)}
+    records = [record(seed=seed, dice=dice) for seed, dice in enumerate(base)]
+    for row, added in gains.items():
+        records += [record(row=row, seed=seed, dice=base[seed] + gain) for seed, gain in enumerate(added)]
+    lines = fewshot.render_table(records).splitlines()
+    assert f"| {TABLE[1].name} | 69.0 ± 7.4† | - | - |" in lines
+    assert f"| {TABLE[2].name} | 59.2 ± 12.4 | - | - |" in lines
+
+
+def test_the_more_is_compared_the_less_is_called_different() -> None:
+    first, other = TABLE[0].name, TABLE[1].name
+    base = (0.50, 0.60, 0.70, 0.60, 0.55)
+    near = [record(row=other, seed=seed, dice=dice + 0.01 * seed + 0.005) for seed, dice in enumerate(base)]
+    cells = {(first, 4): [record(seed=seed, dice=dice) for seed, dice in enumerate(base)], (other, 4): near}
+    assert fewshot.differing_cells(cells) == {(other, 4)}  # p = 0.02
+    more = {(row.name, 4): near for row in TABLE[1:]}  # the smallest of eleven p values must be below 0.05 / 11
+    assert fewshot.differing_cells({**cells, **more}) == set()
+
+
 def test_records_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="come from 2 bases"):
         fewshot.render_table([record(), record(seed=1, base_sha256="other")])

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
+from amsam_med import weights
 from amsam_med.model import build_amsam
 from amsam_med.model.amsam import Prediction
-from amsam_med.model.build import COMPACT_BACKBONES
 from amsam_med.model.encoders import CompactImageEncoder
 from pipelines import pretrain, scenes
 from pipelines.imagenet import load_imagenet_weights
@@ -169,6 +169,50 @@ def test_two_pasted_people_are_both_the_whole() -> None:
     assert agreement > 0.97
 
 
+def flat(level: int) -> Items:
+    """An image of one grey without an object."""
+    size = scenes.BANK_SIZE
+    return Items(
+        torch.full((1, 3, size, size), level, dtype=torch.uint8),
+        torch.zeros(1, 1, size, size, dtype=torch.uint8),
+        torch.zeros(1, IDS, dtype=torch.bool),
+        torch.zeros(1, dtype=torch.bool),
+    )
+
+
+def test_every_blob_is_marked_where_it_shows() -> None:
+    torch.manual_seed(0)
+    for _ in range(10):
+        one = scenes.lay_blob(flat(200), flat(20))
+        shows = (one.images[0, 0].float() - 200).abs()
+        assert ((shows > shows.max() / 2) == (one.ids[0, 0] == 1)).float().mean() > 0.99
+        assert 0.01 < (one.ids == 1).float().mean() < 0.7
+        assert one.whole[0].nonzero().tolist() == [[1]]
+    two = scenes.lay_blob(one, flat(120))
+    assert two.whole[0].nonzero().tolist() == [[1], [2]]
+    assert (two.ids == 2).any()
+
+
+def test_a_blob_of_what_it_lies_on_is_given_a_contrast() -> None:
+    torch.manual_seed(0)
+    for level in (30, 128, 220):
+        blob = scenes.lay_blob(flat(level), flat(level))
+        inside = blob.images[0, 0][blob.ids[0, 0] == 1].float()
+        assert (inside - level).abs().mean() / 255 > 0.7 * scenes.LEAST_CONTRAST
+
+
+def test_a_texture_is_a_part_of_its_photo_without_an_object() -> None:
+    torch.manual_seed(0)
+    photo = flat(0)
+    photo.images[0, 0] = torch.linspace(0, 255, scenes.BANK_SIZE).to(torch.uint8)
+    texture = scenes.cut_texture(Items(photo.images, photo.ids + 1, ~photo.whole, photo.is_empty))
+    assert texture.images.shape == photo.images.shape
+    span = int(texture.images[0, 0].max()) - int(texture.images[0, 0].min())
+    assert span <= 255 * (scenes.PATCH_SIDES[1] + 2) / scenes.BANK_SIZE
+    assert not texture.ids.any()
+    assert not texture.whole.any()
+
+
 def test_hair_darkens_or_lightens_only_where_it_lies() -> None:
     torch.manual_seed(0)
     overlays = scenes.draw_overlays(6)
@@ -214,7 +258,7 @@ def test_the_average_forgets_how_a_short_run_began_and_remembers_in_a_long_one()
 
 def test_a_run_is_continued_and_leaves_a_base(small_data: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--sizes", "32", "64"]
-    arguments += ["--random", "--backbone", COMPACT_BACKBONES["tiny"], "--minutes"]
+    arguments += ["--encoder", "random", "--minutes"]
     first = CliRunner().invoke(pretrain.main, [*arguments, "0.05"], catch_exceptions=False)
     assert first.exit_code == 0
     assert "32 px from step 0" in first.output
@@ -240,6 +284,38 @@ def test_a_pretrained_backbone_keeps_its_first_stages_and_learns_the_others(smal
     assert all(kept for name, kept in is_kept.items() if name.startswith(first))
     assert not any(kept for name, kept in is_kept.items() if name.startswith("backbone.blocks.6"))
     assert is_kept["backbone.blocks.6.0.bn1.num_batches_tracked"] is False
+
+
+def test_a_finished_base_goes_on_in_the_form_in_which_it_is_shipped(small_data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(small_data), "-o", str(tmp_path / "run"), "--batch-size", "2", "--minutes", "0.05"]
+    arguments += ["--input-size", "64", "--encoder", "base"]
+    refused = CliRunner().invoke(pretrain.main, arguments)
+    assert refused.exit_code == 2
+    assert "name the base with --start" in refused.output
+    CliRunner().invoke(pretrain.main, [*arguments, "--start", "tiny", "--ema", "0"], catch_exceptions=False)
+    began = build_amsam("tiny", rank=0, input_size=64, base_weights=weights.find("tiny")).state_dict()
+    network = build_amsam("tiny", rank=0, input_size=64, base_weights=tmp_path / "run" / "tiny.safetensors")
+    is_kept = {name: torch.equal(began[name], part) for name, part in network.state_dict().items()}
+    frozen = (
+        "image_encoder.backbone.conv_stem",
+        "image_encoder.backbone.blocks.0.",
+        "image_encoder.backbone.blocks.1.",
+    )
+    assert all(kept for name, kept in is_kept.items() if name.startswith(frozen))
+    for part in ("image_encoder.backbone.blocks.6.", "image_encoder.neck.", "mask_decoder."):
+        assert not all(kept for name, kept in is_kept.items() if name.startswith(part)), part
+    change = network.state_dict()["image_encoder.neck.0.weight"] - began["image_encoder.neck.0.weight"]
+    assert change.abs().max() < 0.02  # it went on from there
+
+
+def test_a_point_beside_an_object_is_near_it_and_not_on_it() -> None:
+    torch.manual_seed(0)
+    targets = disc(SIZE, 20, 40, 8).float()[None, None].repeat(50, 1, 1, 1)
+    pixel = pretrain._beside(targets).flatten()
+    rows, columns = pixel // SIZE, pixel % SIZE
+    assert not any(bool(target[0, row, column]) for target, row, column in zip(targets, rows, columns, strict=True))
+    is_near = disc(SIZE, 20, 40, 8 + 1.5 * (SIZE // 8))
+    assert sum(bool(is_near[row, column]) for row, column in zip(rows, columns, strict=True)) >= 48
 
 
 def test_a_bank_refuses_folders_that_it_does_not_know(small_data: Path) -> None:
