@@ -102,18 +102,18 @@ MIXES: dict[str, dict[str, float]] = {
         NOTHING: 0.08,
     },
     "tiny-general": {
-        "pretrain/ccp": 0.16,
+        "pretrain/ccp": 0.14,
         "pretrain/coco128": 0.05,
-        "pretrain/viton": 0.04,
-        "pretrain/weizmann": 0.03,
+        "pretrain/viton": 0.02,
+        "pretrain/weizmann": 0.02,
         "pretrain/davis16": 0.03,
         "pretrain/bsds500": 0.05,
         "pretrain/dsb2018": 0.04,
         "pretrain/wbc": 0.03,
         "pretrain/fuseg": 0.09,
         "pretrain/magtile": 0.05,
-        PASTED: 0.23,
-        BLOBS: 0.20,
+        PASTED: 0.18,
+        BLOBS: 0.30,
     },
 }
 """Bases and the shares of their training images.
@@ -145,7 +145,7 @@ GREY_SHARE = 0.12
 """Share of the images that lose their colour."""
 PATCH_SIDES = (16, 90)
 """Sides of the squares of a photo that textures are cut from, in pixels of the bank."""
-LEAST_CONTRAST = 0.05
+LEAST_CONTRAST = 0.1
 """By which a blob's mean colour differs from what it lies on, of 1: less could not be seen."""
 SECOND_BLOB_SHARE = 0.15
 OVERLAYS = 96
@@ -449,9 +449,16 @@ def paste(person: Items, scenery: Items) -> Items:
 
 
 def cut_texture(photo: Items) -> Items:
-    """A small square of one photo, enlarged to an image without an object."""
+    """A small square of one photo, enlarged to an image without an object.
+
+    Half of them are cut from the middle of what is an object in that photo: skin and cloth are the ground here.
+    """
     side = int(_uniform(*PATCH_SIDES))
     row, column = (int(_uniform(0, BANK_SIZE - side + 1)) for _ in range(2))
+    target = photo.whole[0][photo.ids[0, 0].long()]
+    if target.any() and _uniform(0, 1) < 0.5:
+        pixel = int(torch.multinomial(target.flatten().float(), 1))
+        row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
     square = photo.images[:, :, row : row + side, column : column + side].float()
     pixels = functional.interpolate(square, size=(BANK_SIZE, BANK_SIZE), mode="bicubic", align_corners=False)
     return Items(
