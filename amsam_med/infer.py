@@ -106,7 +106,8 @@ class PromptInferer(Inferer):
             itself cost as many times its time.
         rival_margin: Segment images with a detected box without it, too (a second pass through the decoder, none
             through the encoder), and keep that mask where its predicted IoU is higher by this much: with a box, which
-            may be that of a part, the network is more careful. None for no rival.
+            may be that of a part, the network is more careful. Below 0 it is kept unless the mask with the box is
+            trusted by as much more. None for no rival.
         nothing_below: Predicted IoU in [0, 1] of the mask without a box (the rival's, where there is one) below which
             there is nothing in an image, and its mask is emptied unless a person has drawn its box; 0 keeps every mask.
             Without a box the network has learned to see nothing; with one it has learned to obey.
@@ -115,7 +116,7 @@ class PromptInferer(Inferer):
         latest: What the last call of the inferer returned the logits of; None before the first.
 
     Raises:
-        ConfigError: There are no such views, or ``rival_margin`` or ``nothing_below`` is no share.
+        ConfigError: There are no such views, or ``rival_margin`` or ``nothing_below`` is out of range.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class PromptInferer(Inferer):
         nothing_below: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, share in (("rival_margin", rival_margin or 0.0), ("nothing_below", nothing_below)):
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name} is {share}; it is compared with predicted IoUs; give a number from 0 to 1")
+        for name, share, least in (("rival_margin", rival_margin or 0.0, -1), ("nothing_below", nothing_below, 0)):
+            if not least <= share <= 1:
+                raise ConfigError(
+                    f"{name} is {share}; it is compared with predicted IoUs; give a number from {least} to 1"
+                )
         self.detector = detector
         self.views = views_of(views)
         self.rival_margin = rival_margin

@@ -228,6 +228,11 @@ def held_out(root: Path, source: Source) -> list[Path]:
     return [paths[index] for index in _split(len(paths), HELD_OUT)[0].tolist()]
 
 
+def held_out_items(items: Items) -> Items:
+    """What a :class:`Bank` keeps of a source for validation."""
+    return items.take(_split(len(items), HELD_OUT)[0])
+
+
 def _paths(root: Path, source: Source) -> list[Path]:
     paths = sorted((root / source.folder / "images").iterdir())
     if not paths:
@@ -311,32 +316,32 @@ class Bank:
         """An image, its largest rotation in degrees and its closest view."""
         if index < len(self.sources):
             source = self.sources[index]
-            return _one(self.train[source.folder]), source.turn, source.closest
+            return one_of(self.train[source.folder]), source.turn, source.closest
         if index == len(self.sources) + 1:
             return self._blobs(), 180.0, 0.6
         if index > len(self.sources):
             return self._nothing(), 180.0, 0.6
-        scenery = _one(_any(self.scenery))
+        scenery = one_of(_any(self.scenery))
         if self.objects and _uniform(0, 1) < OBJECT_SHARE:
-            return paste(_one(_any(self.objects)), scenery), 15.0, 0.7
+            return paste(one_of(_any(self.objects)), scenery), 15.0, 0.7
         if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
-            scenery = paste(_one(_any(self.people)), scenery)
-        return paste(_one(_any(self.people)), scenery), 10.0, 0.7
+            scenery = paste(one_of(_any(self.people)), scenery)
+        return paste(one_of(_any(self.people)), scenery), 10.0, 0.7
 
     def _blobs(self) -> Items:
         """One blob, sometimes two, on a texture."""
         photos = [self.scenery[0], *self.train.values()]
-        ground = cut_texture(_one(_any(photos)))
+        ground = cut_texture(one_of(_any(photos)))
         if _uniform(0, 1) < SECOND_BLOB_SHARE:
-            ground = lay_blob(ground, cut_texture(_one(_any(photos))))
-        return lay_blob(ground, cut_texture(_one(_any(photos))))
+            ground = lay_blob(ground, cut_texture(one_of(_any(photos))))
+        return lay_blob(ground, cut_texture(one_of(_any(photos))))
 
     def _nothing(self) -> Items:
         """Skin beside a lesion, or scenery without people."""
         while self.skin and _uniform(0, 1) < SKIN_SHARE:
-            if (square := cut_skin(_one(_any(self.skin)))) is not None:
+            if (square := cut_skin(one_of(_any(self.skin)))) is not None:
                 return square
-        images, ids, whole, _ = _one(self.scenery[0])
+        images, ids, whole, _ = one_of(self.scenery[0])
         return Items(images, ids, whole, torch.ones(1, dtype=torch.bool))
 
 
@@ -611,7 +616,8 @@ def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
                 whole[row_of[entry["stem"]], int(entry["id"])] = True
 
 
-def _one(items: Items) -> Items:
+def one_of(items: Items) -> Items:
+    """One of the images, by chance."""
     index = int(torch.randint(len(items), (1,)))
     return items.take(slice(index, index + 1))
 

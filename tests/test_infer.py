@@ -198,9 +198,15 @@ def test_a_mask_that_is_trusted_too_little_is_nothing_unless_a_person_drew_its_b
     assert drawn.flags[2] == (Flag.EMPTY_MASK,)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-@pytest.mark.parametrize("name", ["rival_margin", "nothing_below"])
-def test_a_threshold_that_is_no_share_is_refused(name: str, share: float):
+def test_a_negative_margin_keeps_the_box_only_where_it_is_trusted_more():
+    with_box, alone = squares(8, 8, 8), squares(6, 6, 6)
+    network: AmSam = BoxFollower(alone, with_box, [[0.9, 0.8], [0.9, 0.7], [0.5, 0.9]])  # type: ignore[assignment]
+    found = PromptInferer(detector, rival_margin=-0.15).predict(IMAGES, network)
+    assert found.box_sources == ["set aside", "detector", "not found"]
+
+
+@pytest.mark.parametrize(("name", "share"), [("rival_margin", -1.1), ("rival_margin", 1.5), ("nothing_below", -0.1)])
+def test_a_threshold_out_of_range_is_refused(name: str, share: float):
     with pytest.raises(ConfigError, match=f"{name} is {share}"):
         PromptInferer(**{name: share})  # type: ignore[arg-type]
 
