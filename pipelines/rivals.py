@@ -12,6 +12,7 @@ pre-training held out, and one, two or three of these people pasted onto scenes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +94,8 @@ def photos_of_people(data: Path, size: int) -> Mapping[str, Callable[[], Iterato
                 scene = paste(one_of(held[folders[int(torch.randint(len(folders), (1,)))]]), scene)
             yield _pair(scene, size)
 
-    of_photos = {folder: lambda items=items: photos(items) for folder, items in held.items()}
-    return {**of_photos, **{name: lambda count=count: scenes(count) for name, count in GROUPS.items()}}
+    of_photos = {folder: partial(photos, items) for folder, items in held.items()}
+    return {**of_photos, **{name: partial(scenes, count) for name, count in GROUPS.items()}}
 
 
 IMAGES = {"amsam_isic": photos_of_lesions, "amsam_body": photos_of_people}
@@ -102,7 +103,7 @@ IMAGES = {"amsam_isic": photos_of_lesions, "amsam_body": photos_of_people}
 
 def answer(pairs: Iterator[Pair], inferer: PromptInferer, network: AmSam) -> Answers:
     """Segment images with the boxes that the inferer finds, and without."""
-    alone, rows = PromptInferer(views="none"), []
+    alone, rows = PromptInferer(), []
     for image, truth in pairs:
         found = [one.predict(image[None], network) for one in (inferer, alone)]
         size = (truth.shape[0], truth.shape[1])

@@ -358,12 +358,17 @@ def cut_skin(photo: Items) -> Items | None:
     column, row = box[2] - largest, box[3] - largest
     half = int(_uniform(SMALLEST_SKIN / 2, largest + 1))
     square = photo.images[:, :, row - half + 1 : row + half, column - half + 1 : column + half]
-    pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode="bilinear", align_corners=False)
+    return _enlarged(square, "bilinear", is_empty=True)
+
+
+def _enlarged(square: Tensor, mode: str, is_empty: bool) -> Items:
+    """A part of one photo, uint8 ``(1, 3, s, s)``, as an image in which nothing is marked."""
+    pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode=mode, align_corners=False)
     return Items(
-        pixels.round().to(torch.uint8),
-        torch.zeros_like(photo.ids),
-        torch.zeros_like(photo.whole),
-        torch.ones(1, dtype=torch.bool),
+        pixels.clamp(0, 255).round().to(torch.uint8),
+        torch.zeros(1, 1, BANK_SIZE, BANK_SIZE, dtype=torch.uint8),
+        torch.zeros(1, IDS, dtype=torch.bool),
+        torch.tensor([is_empty]),
     )
 
 
@@ -464,25 +469,17 @@ def cut_texture(photo: Items) -> Items:
     if target.any() and _uniform(0, 1) < 0.5:
         pixel = int(torch.multinomial(target.flatten().float(), 1))
         row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
-    square = photo.images[:, :, row : row + side, column : column + side].float()
-    pixels = functional.interpolate(square, size=(BANK_SIZE, BANK_SIZE), mode="bicubic", align_corners=False)
-    return Items(
-        pixels.clamp(0, 255).round().to(torch.uint8),
-        torch.zeros_like(photo.ids),
-        torch.zeros_like(photo.whole),
-        torch.zeros_like(photo.is_empty),
-    )
+    return _enlarged(photo.images[:, :, row : row + side, column : column + side], "bicubic", is_empty=False)
 
 
 def lay_blob(ground: Items, texture: Items) -> Items:
     """Lay a blob of a texture, of any round shape, size and softness, on another; the whole are all blobs on it."""
     alpha = _blob()
     below, above = ground.images.float() / 255, texture.images.float() / 255
-    above = _uniform(0, 1) * (above - above.mean(dim=(2, 3), keepdim=True)) + above.mean(dim=(2, 3), keepdim=True)
+    colour = above.mean(dim=(2, 3), keepdim=True)
+    above = _uniform(0, 1) * (above - colour) + colour
     above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
-    difference = (above - below).mean(dim=(2, 3), keepdim=True)
-    distance = float(difference.abs().max())
-    if distance < LEAST_CONTRAST:
+    if float((above - below).mean(dim=(2, 3)).abs().max()) < LEAST_CONTRAST:
         is_dark = float(below.mean()) < 0.5
         above = above + (1 if is_dark else -1) * _uniform(LEAST_CONTRAST, 0.4)
     pixels = below + alpha * (above - below)
