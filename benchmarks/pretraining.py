@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from amsam_med.data.datalists import human_vikram_datalist, isic2018_datalist
 from amsam_med.data.readers import read_mask
 from amsam_med.data.transforms import restore_original
 from amsam_med.evaluate import dice_score
@@ -53,7 +54,6 @@ FIRST_SIZE, LAST_SIZE = (size for size, _ in STAGES)
 SIZES = (256, 320, 384)
 GRIDS = (64, 80, 96, 128)
 """Sides of the logits: of inputs of 256, 320 and 384 px at stride 4, and of 256 px at stride 2."""
-CEILINGS = ("isic2018/val", "human_vikram")
 MEASURED = ("steps", "Dice, no prompt", "Dice of parts, box")
 
 
@@ -136,10 +136,13 @@ def recipes(data: Path, output: Path, minutes: float, document: Path | None) -> 
 def strides(data: Path, document: Path | None) -> None:
     """The best Dice that logits of a size can reach: of masks that are averaged onto that grid and brought back."""
     header, rows = ["logits"], [[f"{side} x {side}"] for side in GRIDS]
-    for folder in CEILINGS:
-        files = sorted((data / folder / "masks").iterdir())
-        header.append(f"{folder}, {len(files)} masks")
-        ceilings = torch.tensor([_ceilings(read_mask(file)) for file in files]).mean(dim=0).tolist()
+    ours = {
+        "isic2018/val": isic2018_datalist(data / "isic2018", "val"),
+        "human_vikram, train": human_vikram_datalist(data / "human_vikram", "train"),
+    }
+    for name, items in ours.items():
+        header.append(f"{name}, {len(items)} masks")
+        ceilings = torch.tensor([_ceilings(read_mask(Path(item["label"]))) for item in items]).mean(dim=0).tolist()
         for row, ceiling in zip(rows, ceilings, strict=True):
             row.append(f"{ceiling:.4f}")
     text = table(header, rows)

@@ -153,19 +153,14 @@ class CompactImageEncoder(nn.Module):
     def trunk(self, image: Tensor) -> Tensor:
         """What the backbone makes of images before its last stage: float ``(B, C', S/16, S/16)``."""
         x = (image - self.pixel_mean) / self.pixel_std
-        x = self._backbone.bn1(self._backbone.conv_stem(x))
-        for block in self._backbone.blocks[:FINE_END]:
-            x = block(x)
-        fine = functional.avg_pool2d(x, kernel_size=2)
-        for block in self._backbone.blocks[FINE_END:TRUNK_END]:
-            x = block(x)
-        return torch.cat([fine, x], dim=1)
+        network = self._backbone
+        fine = network.blocks[:FINE_END](network.bn1(network.conv_stem(x)))
+        middle = network.blocks[FINE_END:TRUNK_END](fine)
+        return torch.cat([functional.avg_pool2d(fine, kernel_size=2), middle], dim=1)
 
     def stage(self, trunk: Tensor) -> Tensor:
         """The features of what :meth:`trunk` returns."""
-        coarse = trunk[:, self._fine_channels :]
-        for block in self._backbone.blocks[TRUNK_END:]:
-            coarse = block(coarse)
+        coarse = self._backbone.blocks[TRUNK_END:](trunk[:, self._fine_channels :])
         coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return torch.cat([trunk, coarse], dim=1)
 
