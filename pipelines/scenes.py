@@ -99,7 +99,7 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/fuseg": 0.015,
         "pretrain/magtile": 0.01,
         PASTED: 0.16,
-        NOTHING: 0.08,
+        NOTHING: 0.18,
     },
     "tiny-general": {
         "pretrain/ccp": 0.14,
@@ -113,7 +113,7 @@ MIXES: dict[str, dict[str, float]] = {
         "pretrain/fuseg": 0.09,
         "pretrain/magtile": 0.05,
         PASTED: 0.18,
-        BLOBS: 0.30,
+        BLOBS: 0.40,
     },
 }
 """Bases and the shares of their training images.
@@ -141,13 +141,19 @@ OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
 OBJECT_SHARE = 0.15
 """Share of the pasted images that show a thing or an animal instead of a person."""
-GREY_SHARE = 0.12
+GREY_SHARE = 0.18
 """Share of the images that lose their colour."""
+LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue give to a picture's grey (ITU-R BT.601), as in files of one channel."""
 PATCH_SIDES = (16, 90)
 """Sides of the squares of a photo that textures are cut from, in pixels of the bank."""
-LEAST_CONTRAST = 0.1
-"""By which a blob's mean colour differs from what it lies on, of 1: less could not be seen."""
+LEAST_CONTRAST = 0.07
+"""By which a blob's mean colour differs at least from what it lies on, of 1: less could not be seen."""
 SECOND_BLOB_SHARE = 0.15
+SPOTTED_SHARE = 0.4
+"""Of the blobs: how many have a part of another colour, which is no object of its own."""
+OUTLINE = 0.35
+"""Where a soft blob ends, of what it covers: people draw the outline of what fades out on its outer side."""
 OVERLAYS = 96
 OVERLAY_SHARE = 0.22
 """How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
@@ -362,7 +368,7 @@ def cut_skin(photo: Items) -> Items | None:
 
 
 def _enlarged(square: Tensor, mode: str, is_empty: bool) -> Items:
-    """A part of one photo, uint8 ``(1, 3, s, s)``, as an image in which nothing is marked."""
+    """A part of one photo, ``(1, 3, s, s)`` in [0, 255], as an image in which nothing is marked."""
     pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode=mode, align_corners=False)
     return Items(
         pixels.clamp(0, 255).round().to(torch.uint8),
@@ -469,7 +475,9 @@ def cut_texture(photo: Items) -> Items:
     if target.any() and _uniform(0, 1) < 0.5:
         pixel = int(torch.multinomial(target.flatten().float(), 1))
         row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
-    return _enlarged(photo.images[:, :, row : row + side, column : column + side], "bicubic", is_empty=False)
+    square = photo.images[:, :, row : row + side, column : column + side].float()
+    colour = square.mean(dim=(2, 3), keepdim=True)
+    return _enlarged(colour + _uniform(0.1, 1) * (square - colour), "bicubic", is_empty=False)
 
 
 def lay_blob(ground: Items, texture: Items) -> Items:
@@ -479,12 +487,16 @@ def lay_blob(ground: Items, texture: Items) -> Items:
     colour = above.mean(dim=(2, 3), keepdim=True)
     above = _uniform(0, 1) * (above - colour) + colour
     above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
-    if float((above - below).mean(dim=(2, 3)).abs().max()) < LEAST_CONTRAST:
+    if _uniform(0, 1) < SPOTTED_SHARE:
+        tone = torch.empty(1, 3, 1, 1).uniform_(-0.35, 0.35)
+        above = above + _blob() * (tone + _uniform(-0.25, 0.25))
+    least = max(LEAST_CONTRAST, float(below.std(dim=(2, 3)).max()))  # on a restless ground a blob stands out more
+    if float((above - below).mean(dim=(2, 3)).abs().max()) < least:
         is_dark = float(below.mean()) < 0.5
-        above = above + (1 if is_dark else -1) * _uniform(LEAST_CONTRAST, 0.4)
+        above = above + (1 if is_dark else -1) * _uniform(least, max(0.4, 1.5 * least))
     pixels = below + alpha * (above - below)
     number = int(ground.ids.max()) + 1
-    ids = torch.where(alpha > 0.5, number, ground.ids).to(torch.uint8)
+    ids = torch.where(alpha > OUTLINE, number, ground.ids).to(torch.uint8)
     whole = ground.whole.clone()
     whole[:, number] = True
     return Items((255 * pixels.clamp(0, 1)).round().to(torch.uint8), ids, whole, ground.is_empty)
@@ -500,9 +512,9 @@ def _blob() -> Tensor:
     waves = torch.zeros_like(angle)
     for turns in range(2, 9):
         waves += _uniform(0, 0.35) / turns * torch.cos(turns * angle + _uniform(0, 2 * math.pi))
-    radius = math.exp(_uniform(math.log(0.1), math.log(0.42)))
+    radius = math.exp(_uniform(math.log(0.1), math.log(0.5)))
     inside = radius * (1 + waves) - torch.hypot(along, across * stretch)  # of the side; above 0 in the blob
-    softness = math.exp(_uniform(math.log(0.003), math.log(0.06)))
+    softness = math.exp(_uniform(math.log(0.003), math.log(0.12)))
     return torch.sigmoid(2 * inside / softness)[None, None]
 
 
@@ -534,12 +546,13 @@ def recolour(images: Tensor) -> Tensor:
     """Random brightness, contrast, saturation, colour cast, gamma, detail, bubbles and noise of ``(B, 3, S, S)``."""
     b, device = len(images), images.device
     draw = partial(_draw, b, device=device)
-    grey = images.mean(dim=1, keepdim=True)
+    grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     is_coloured = (torch.rand(b, 1, 1, 1, device=device) > GREY_SHARE).float()
     images = grey + (images - grey) * draw(0.5, 1.4) * is_coloured
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * draw(0.7, 1.3)
-    images = (images * draw(0.7, 1.3) * draw(0.8, 1.2, channels=3)).clamp(1e-3, 1) ** draw(0.7, 1.43)
+    cast = 1 + is_coloured * draw(-0.2, 0.2, channels=3)  # a grey image stays grey
+    images = (images * draw(0.7, 1.3) * cast).clamp(1e-3, 1) ** draw(0.7, 1.43)
     for index in torch.nonzero(torch.rand(b) < COARSE_SHARE).flatten().tolist():
         images[index : index + 1] = _coarse(images[index : index + 1])
     for index in torch.nonzero(torch.rand(b) < BUBBLES_SHARE).flatten().tolist():
