@@ -176,7 +176,7 @@ def open_bundle(
     Raises:
         DataError: There is no such bundle, or its configuration cannot be read.
         ConfigError: The bundle is not trusted, or an override names an entry that the configuration does not have.
-        WeightsError: The adapter among the overrides belongs to another bundle.
+        WeightsError: The adapter among the overrides belongs to another bundle or detector.
     """
     root = locate_bundle(name_or_path)
     refuse_untrusted(root)
@@ -201,6 +201,7 @@ def open_bundle(
         parser.set_value(key, value)
     if adapter := (overrides or {}).get("adapter"):
         _refuse_other_bundle(Path(adapter), root)
+        _refuse_other_detector(Path(adapter), parser)
     return parser
 
 
@@ -262,7 +263,7 @@ def model_overrides(
 
 
 def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, Any]:
-    settings, _, _ = read_adapter(adapter)
+    settings, record, _ = read_adapter(adapter)
     base_file = base_weights or weights.find(str(settings["base"]))
     network = {**settings, "input_size": Expression("@input_size"), "base_weights": str(base_file)}
     overrides = {
@@ -270,21 +271,47 @@ def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, An
         "input_size": settings["input_size"],
         "network_def": Component("amsam_med.model.build_amsam", network),
     }
+    if "box_choice" in record:
+        overrides["box_choice"] = record["box_choice"]
     if settings["prompt"] == "none":
         overrides["detector_file"] = None  # its network looks at no box
     return overrides
 
 
 def _refuse_other_bundle(adapter: Path, root: Path) -> None:
-    """An adapter of a bundle that is not shipped goes with that bundle, as it was."""
+    """An adapter goes with the bundle that it was trained with: of a shipped one the name, of another its content."""
     record = read_adapter(adapter)[1]
+    trained_with = record.get("bundle")
+    if trained_with is not None and trained_with in shipped_bundles() and trained_with != root.name:
+        raise WeightsError(
+            f"{adapter.name} was trained with bundle {trained_with}, not with {root.name}; leave out --bundle, or give "
+            f"--bundle {trained_with}"
+        )
     if _is_shipped(root) or record.get("bundle_sha256") in (None, digest := bundle_digest(root)):
         return
     raise WeightsError(
-        f"{adapter.name} was trained with bundle {record.get('bundle')!r} of configuration "
+        f"{adapter.name} was trained with bundle {trained_with!r} of configuration "
         f"{record['bundle_sha256'][:16]}..., not with {root.name} as it is now ({digest[:16]}...); give the bundle "
         "that it was trained with, or train it again"
     )
+
+
+def _refuse_other_detector(adapter: Path, parser: BundleParser) -> None:
+    """An adapter has learned to read the boxes of one detector. Older ones do not say of which."""
+    settings, record, _ = read_adapter(adapter)
+    trained_with = record.get("detector_sha256")
+    if settings["prompt"] == "none" or trained_with is None:
+        return
+    file = parser.get_parsed_content("detector_file")
+    in_use = weights.sha256(Path(file)) if file and Path(file).is_file() else None
+    if file and in_use is None:
+        return  # loading it says so
+    if in_use != trained_with:
+        found = "without one" if in_use is None else f"with {Path(file).name} of sha256 {in_use[:16]}..."
+        raise WeightsError(
+            f"{adapter.name} was trained with the boxes of the detector of sha256 {trained_with[:16]}... and is used "
+            f"{found}; give the file of its detector as --detector, or train the adapter again with this one"
+        )
 
 
 def _is_shipped(root: Path) -> bool:

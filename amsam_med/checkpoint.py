@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from amsam_med.boxes import BoxChoice
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.learn.hypergradient import Hypergradient
@@ -72,9 +73,11 @@ class AdapterRecord(Record):
     """The encoder's rate in adapters written before it could be more than the neck."""
     weight_decay: Rate | None = None
     lambda_dice: Share | None = None
+    squared_pred: bool | None = None
     hypergradient: Hypergradient | None = None
     views: ViewKind | None = None
     box_jitter: Share | None = None
+    box_choice: BoxChoice | None = None
     halves: bool | None = None
     epoch: Count | None = None
     d2_dice: Share | None = None
@@ -170,10 +173,10 @@ def load_adapter(network: AmSam, path: Path) -> None:
 
 
 def save_model(network: nn.Module, path: Path) -> None:
-    """Write a whole network as a MONAI bundle's ``model.pt``: fp16 tensors under the key ``model``; atomic."""
+    """Write a whole network as a MONAI bundle's ``model.pt``: fp16 tensors by name; atomic."""
     state = {name: tensor.detach().cpu().half() for name, tensor in network.state_dict().items()}
     with atomic_path(path) as temporary:
-        torch.save({"model": state}, temporary)
+        torch.save(state, temporary)
 
 
 def load_model(network: nn.Module, path: Path) -> None:
@@ -186,9 +189,9 @@ def load_model(network: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
     what = f"{path} does not hold this network: it"
     content = read_pickled(path, "fetch it again or train the bundle")
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise WeightsError(f"{what} has no tensors under the key 'model'; fetch it again or train the bundle")
+    if not isinstance(content, dict):
+        raise WeightsError(f"{what} has no tensors by name; fetch it again or train the bundle")
+    state = content.get("model", content)  # files written before version 0.2 have them under this key
     refuse_other_shapes(state, network.state_dict(), what, "fetch it again")
     refuse_non_finite(state, str(path))
     network.load_state_dict(state)

@@ -409,6 +409,7 @@ def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, 
     packages = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm")
     return {
         "bundle": options.bundle,
+        "asked": {name: value if _is_plain(value) else str(value) for name, value in options.overrides.items()},
         "settings": {**recorder.network.settings, **recorder.settings},
         "examples": {"d1": len(recorder.levels[0]), "d2": len(recorder.levels[1])},
         "best_d2_dice": result.best_dice,
@@ -418,6 +419,10 @@ def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, 
         "base_sha256": weights.sha256(Path(parser.get_parsed_content("base_file"))),
         "versions": {package: version(package) for package in packages},
     }
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _told(path: str) -> str:

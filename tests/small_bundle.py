@@ -22,7 +22,8 @@ _CHANGES = {
     "input_size: 256": f"input_size: {INPUT_SIZE}",
     "  - $import amsam_med.detect.yolo\n": "",
     "detector_file: \"$@bundle_root + '/models/detector.safetensors'\"": "detector_file: null",
-    "detector: '$amsam_med.detect.yolo.load_detector(amsam_med.weights.verified(@detector_file)).to(@device) "
+    "detector: '$amsam_med.detect.yolo.load_detector(amsam_med.weights.verified(@detector_file), "
+    "box_choice=@box_choice).to(@device) "
     "if @detector_file else None'": "detector: null",
 }
 

@@ -18,9 +18,11 @@ from PIL import Image
 
 from amsam_med.bundle import config_files, default_bundle, locate_bundle, model_overrides, open_bundle, shipped_bundles
 from amsam_med.checkpoint import save_adapter
+from amsam_med.detect.yolo import YoloDetector, save_detector
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from amsam_med.trust import trust
+from amsam_med.weights import sha256
 from tests.conftest import REPOSITORY
 
 # What MONAI says on every opened configuration, and torch on the trace that MONAI's export makes.
@@ -115,7 +117,6 @@ def test_the_exported_trace_computes_the_same_logits(tiny_bundle: Path, tmp_path
         ckpt_file=str(tiny_bundle / "models" / "model.pt"),
         meta_file=_files(tiny_bundle, "metadata.json")[0],
         config_file=_files(tiny_bundle, "inference.yaml")[0],
-        key_in_ckpt="model",
         use_trace=True,
         input_shape=[1, 3, 64, 64],
     )
@@ -203,6 +204,31 @@ def test_an_adapter_cannot_choose_a_bundle_that_is_not_shipped(tmp_path: Path):
         WeightsError, match=r"'somebodys', which is not one of the shipped.*give its folder with --bundle"
     ):
         default_bundle(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_of_another_shipped_bundle_is_refused(tmp_path: Path):
+    save_adapter(build_amsam("tiny", input_size=64), tmp_path / "a.safetensors", {"bundle": "amsam_body"})
+    with pytest.raises(WeightsError, match=r"with bundle amsam_body, not with amsam_isic; leave out --bundle, or give"):
+        open_bundle("amsam_isic", "inference", model_overrides(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("detector", ["other", "none"])
+def test_an_adapter_with_another_detector_than_its_own_is_refused(detector: str, tiny_bundle: Path, tmp_path: Path):
+    base, own = tiny_bundle / "base.safetensors", tiny_bundle / "models" / "detector.safetensors"
+    network = build_amsam("tiny", input_size=64, base_weights=base)
+    save_adapter(network, tmp_path / "a.safetensors", {"detector_sha256": sha256(own)})
+    open_bundle(tiny_bundle, "inference", model_overrides(tmp_path / "a.safetensors", base))
+    save_detector(YoloDetector(input_size=64), tmp_path / "other.safetensors")
+    given = "none" if detector == "none" else str(tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"boxes of the detector of sha256 .*its detector as --detector"):
+        open_bundle(tiny_bundle, "inference", model_overrides(tmp_path / "a.safetensors", base, given))
+
+
+def test_an_adapter_that_looks_at_no_box_needs_no_detector(tiny_bundle: Path, tmp_path: Path):
+    base = tiny_bundle / "base.safetensors"
+    network = build_amsam("tiny", input_size=64, base_weights=base, prompt="none")
+    save_adapter(network, tmp_path / "a.safetensors", {"detector_sha256": "0" * 64})
+    open_bundle(tiny_bundle, "inference", model_overrides(tmp_path / "a.safetensors", base))
 
 
 def test_an_adapter_of_a_bundle_that_has_changed_since_is_refused(tiny_bundle: Path, tmp_path: Path):

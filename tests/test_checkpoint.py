@@ -230,7 +230,7 @@ def test_a_whole_model_is_kept_in_half_precision(base: Path, tmp_path: Path):
     load_model(fresh, tmp_path / "model.pt")
     with torch.no_grad():
         torch.testing.assert_close(fresh(IMAGE), trained(IMAGE), rtol=0.02, atol=0.02)
-    half = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    half = torch.load(tmp_path / "model.pt", weights_only=True)
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from amsam_med.errors import DataError
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -29,6 +33,78 @@ test_views = click.option(
     help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
     "[default: the bundle's, which is none]",
 )
+
+
+class BundleOption(click.Option):
+    """An entry of the bundle's ``train.yaml`` as an option: without it the bundle decides, and ``--help`` says how.
+
+    A ``--bundle`` that stands before ``--help`` is the one whose values are shown.
+    """
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Names and help, with the bundle's value."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        try:
+            value = as_configured(ctx.params.get("bundle") or "amsam_isic", "train.yaml").get(str(self.name))
+        except DataError:  # no such bundle; the verb itself says so
+            value = None
+        default = "the bundle's" if value is None else self.shown(value)
+        return record[0], f"{record[1]}  [default: {default}]"
+
+    def shown(self, value: Any) -> str:
+        """A value of the configuration in the words of the command line."""
+        if isinstance(value, bool):
+            return (self.opts if value else self.secondary_opts)[0].removeprefix("--")
+        return str(value)
+
+
+def as_configured(bundle: str, name: str) -> dict[str, Any]:
+    """The plain values of one of a bundle's configuration files, by entry; nothing in it is run.
+
+    Args:
+        bundle: Name of a shipped bundle, or folder of any.
+        name: Of the file in ``configs/``.
+
+    Raises:
+        DataError: There is no such file, or it cannot be read.
+    """
+    import yaml
+
+    from amsam_med.weights import bundles_folder
+
+    for root in (bundles_folder() / bundle, Path(bundle)):
+        file = root / "configs" / name
+        try:
+            if file.is_file():
+                content = yaml.safe_load(file.read_text(encoding="utf-8"))
+                break
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise DataError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}); mend it") from None
+    else:
+        from amsam_med.bundle import locate_bundle
+
+        locate_bundle(bundle)  # raises where there is none
+        raise DataError(f"bundle {bundle} has no configs/{name}; copy it from a shipped bundle")
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds no names with values; compare it with that of a shipped bundle")
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(value, bool | int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
+    }
+
+
+def typed(context: click.Context) -> dict[str, Any]:
+    """The parameters that the user gave, by name; without those that have their default."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
 trust_bundle = click.option(
     "--trust-bundle",
     is_flag=True,

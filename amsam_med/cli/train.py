@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
+_of_bundle = partial(click.option, cls=options.BundleOption)
 _DIGITS = 9
 """Of a number of examples, at most."""
 
 
-def paper_settings() -> dict[str, Any]:
-    """What ``--paper`` sets: entries of ``train.yaml`` by name."""
-    import yaml
+def paper_settings(bundle: str = "amsam_isic") -> dict[str, Any]:
+    """What ``--paper`` sets: entries of ``train.yaml`` by name.
 
-    from amsam_med.weights import bundles_folder
-
-    text = (bundles_folder() / "amsam_isic" / "configs" / "paper.yaml").read_text(encoding="utf-8")
-    settings: dict[str, Any] = yaml.safe_load(text)
-    return settings
+    Raises:
+        DataError: The bundle has no ``paper.yaml``.
+    """
+    return options.as_configured(bundle, "paper.yaml")
 
 
-def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A number of examples; None for all."""
-    if value == "all":
+def _parse_shots(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A number of examples; None for all, or where none is given."""
+    if value in (None, "all"):
         return None
     if not (value.isascii() and value.isdigit()) or len(value) > _DIGITS or int(value) < 2:
         text = f"{value[:20]!r} is neither a number of at least 2 (half train the decoder, half the prompt) nor all"
@@ -42,101 +42,91 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str) -> int 
 @options.labelled_data
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="The run folder.")
 @click.option(
-    "--shots",
-    metavar="K|all",
-    callback=_parse_shots,
-    default="8",
+    "--bundle",
+    default="amsam_isic",
     show_default=True,
-    help="How many examples to draw; the paper has 4, 8 and 16.",
+    metavar="NAME|PATH",
+    is_eager=True,
+    help="Whose configuration to run; the defaults below are its own.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the draw and the training."
+@options.trust_bundle
+@_of_bundle(
+    "--shots", metavar="K|all", callback=_parse_shots, help="How many examples to draw; the paper has 4, 8 and 16."
 )
-@click.option(
+@_of_bundle("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the draw and the training.")
+@_of_bundle(
     "--base",
     type=click.Choice(["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]),
-    default="tiny",
-    show_default=True,
     help="tiny and tiny-general (which saw no dermoscopy) are embedded; `amsam weights get` fetches SAM's own.",
 )
 @click.option("--base-weights", type=_file, help="Weights of the base.  [default: the ones of that name]")
-@click.option(
-    "--bundle", default="amsam_isic", show_default=True, metavar="NAME|PATH", help="Whose configuration to run."
-)
-@options.trust_bundle
 @options.detector
-@click.option(
+@_of_bundle(
     "--prompt",
     type=click.Choice(["box", "box+point", "none"]),
-    default="box",
-    show_default=True,
     help="What of the box the network sees; +point adds its centre.",
 )
-@click.option(
+@_of_bundle(
     "--calibration",
     type=click.Choice(["none", "paper", "learned"]),
-    default="paper",
-    show_default=True,
     help="Of the masks, by Hadamard products (Eq. 9-12); the paper's only rescales logits, learned trains the fusion.",
 )
-@click.option(
+@_of_bundle(
     "--hypergradient",
     type=click.Choice(["first-order", "unrolled", "exact"]),
-    default="first-order",
-    show_default=True,
     help="How the upper level (Eq. 7-8) looks through the lower one: not at all (fastest), or through one step of it.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Passes over D1.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Of both levels; the paper has 1."
-)
-@click.option(
+@_of_bundle("--epochs", type=click.IntRange(min=1), help="Passes over D1.")
+@_of_bundle("--batch-size", type=click.IntRange(min=1), help="Of both levels; the paper has 1.")
+@_of_bundle(
     "--views",
     type=click.Choice(["all", "mirror", "none"]),
-    help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.  "
-    "[default: the bundle's]",
+    help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.",
 )
-@click.option(
+@_of_bundle(
     "--adapts",
     type=click.Choice(["decoder", "neck", "stage"]),
     help="What is adapted: the mask decoder, as in the paper; also the encoder's neck, its two last convolutions; or "
-    "also the encoder's last stage.  [default: the bundle's]",
+    "also the encoder's last stage.",
 )
-@click.option(
+@_of_bundle(
     "--halves/--all-examples",
     default=None,
-    help="Cut the examples into D1 and D2, as in the paper, or give both levels all of them.  [default: the bundle's]",
+    help="Cut the examples into D1 and D2, as in the paper, or give both levels all of them.",
+)
+@_of_bundle(
+    "--box-choice",
+    type=click.Choice(["vote", "surest"]),
+    help="The detector's boxes vote on one, of the image and its mirror image, which it must be sure of; or its surest "
+    "box counts as it is, as in the paper.",
+)
+@_of_bundle(
+    "--squared-dice/--plain-dice",
+    "squared_pred",
+    default=None,
+    help="Square the terms of the Dice loss's denominator, as the code of the paper's ancestors does, or leave them as "
+    "they are; the paper does not say.",
 )
 @click.option("--paper", is_flag=True, help="The paper's settings instead of ours; see below.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Keep embeddings there between runs.")
-@click.option(
-    "--input-size", type=click.IntRange(16, 2048), default=256, show_default=True, help="Model input in pixels."
-)
+@_of_bundle("--input-size", type=click.IntRange(16, 2048), help="Model input in pixels.")
 @options.device
 @click.option("--resume", is_flag=True, help="Continue an interrupted run in the same folder.")
+@click.pass_context
 def train(
+    context: click.Context,
+    /,
     data: Path,
     output: Path,
-    shots: int | None,
-    seed: int,
-    base: str,
-    base_weights: Path | None,
     bundle: str,
     trust_bundle: bool,
+    base_weights: Path | None,
     detector: str | None,
-    prompt: str,
-    calibration: str,
-    hypergradient: str,
-    epochs: int,
-    batch_size: int,
-    views: str | None,
-    adapts: str | None,
-    halves: bool | None,
     paper: bool,
     cache: Path | None,
-    input_size: int,
     device: str,
     resume: bool,
+    **_of_the_bundle: Any,
 ) -> None:
     """Adapt a model to a few labelled images, by bi-level training.
 
@@ -150,11 +140,12 @@ def train(
       amsam train --data isic2018 -o run --shots 16 --seed 3 --calibration learned --resume
 
     \b
-    Where --paper differs from the defaults:
+    Where --paper differs from the defaults of amsam_isic:
       epochs                  100 instead of 30
       lower_rate              0.005 instead of 0.001
       upper_rate              0.001 instead of 0.0002
       views                   none instead of all
+      box_choice              surest instead of vote
 
     Our rates and epochs were chosen on the compact bases. For SAM's ViT bases, whose decoder starts further from the
     task, --paper is the better first try.
@@ -167,28 +158,18 @@ def train(
       split.json, run.json    which examples were drawn, all settings
       checkpoint.pt           for --resume
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
+    overrides: dict[str, Any] = {name: value for name, value in options.typed(context).items() if name in _OF_BUNDLE}
     if paper:
-        _refuse_contradictions(click.get_current_context())
+        settings = paper_settings(bundle)
+        _refuse_contradictions(overrides, settings)
+        overrides |= settings
     from amsam_med import weights
     from amsam_med.train import TrainOptions
     from amsam_med.train import train as run
 
-    overrides: dict[str, Any] = {
-        "shots": shots,
-        "seed": seed,
-        "base": base,
-        "prompt": prompt,
-        "calibration": calibration,
-        "hypergradient": hypergradient,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "cache_dir": None if cache is None else str(cache),
-        "input_size": input_size,
-    }
-    of_bundle = {"views": views, "adapts": adapts, "halves": halves}
-    overrides |= {name: value for name, value in of_bundle.items() if value is not None}
-    if paper:
-        overrides |= paper_settings()
+    prompt = overrides.get("prompt") or options.as_configured(bundle, "train.yaml").get("prompt")
+    if cache is not None:
+        overrides["cache_dir"] = str(cache)
     if base_weights is not None:
         overrides["base_file"] = str(base_weights)
     if device != "auto":
@@ -223,16 +204,17 @@ def train(
     click.echo(" ".join(["Use it with: amsam segment IMAGES -o OUT --adapter", str(result.adapter), *words]))
 
 
-def _refuse_contradictions(context: click.Context) -> None:
+_OF_BUNDLE = frozenset(str(option.name) for option in train.params if isinstance(option, options.BundleOption))
+"""Entries of ``train.yaml`` that have an option; only those that were given override the bundle."""
+
+
+def _refuse_contradictions(given: Mapping[str, Any], paper: Mapping[str, Any]) -> None:
     """Refuse options given beside ``--paper`` that say something else."""
-    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    contradictions = {
-        name: value for name, value in paper_settings().items() if name in given and context.params[name] != value
-    }
+    contradictions = [name for name in paper if name in given and given[name] != paper[name]]
     if contradictions:
         words = [f"--{name.replace('_', '-')}" for name in contradictions]
         got, means = (
-            ", ".join(f"{word} {value}" for word, value in zip(words, values, strict=True))
-            for values in ([context.params[name] for name in contradictions], contradictions.values())
+            ", ".join(f"{word} {values[name]}" for word, name in zip(words, contradictions, strict=True))
+            for values in (given, paper)
         )
         raise click.UsageError(f"--paper means {means}; got {got}. Leave out these options, or --paper")

@@ -1,6 +1,7 @@
 """YOLOv8n as box detector: the most confident box of an image becomes the prompt, as in the paper's Figure 2.
 
-Its edges are voted on by the boxes that overlap it (Gidaris and Komodakis 2015), of the image and of its mirror image.
+Unless asked not to, its edges are voted on by the boxes that overlap it (Gidaris and Komodakis 2015), of the image and
+of its mirror image.
 
 This is the only file that imports ultralytics, which is licensed under AGPL-3.0. Everything above it knows a detector
 as :class:`amsam_med.boxes.BoxDetector`.
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import PIL.Image
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.ops import box_convert, box_iou
 
-from amsam_med.boxes import Detections, clip_boxes, full_image_box, scale_boxes
+from amsam_med.boxes import BoxChoice, Detections, clip_boxes, full_image_box, scale_boxes
 from amsam_med.detect.files import MIN_CONFIDENCE, DetectorWeights, compact, read_weights, replace_file, write_weights
 from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
 from amsam_med.detect.scores import BoxScores, score_boxes
@@ -96,8 +97,8 @@ _REMEDY = "copy it again, or make one with `amsam detector train`"
 class YoloDetector(nn.Module):
     """The most confident box of each image.
 
-    Frozen and always in evaluation mode. The network sees each image and its mirror image. The mean of all boxes that
-    overlap the most confident one counts, each with the weight of its confidence.
+    Frozen and always in evaluation mode. By default the network sees each image and its mirror image, and the mean of
+    all boxes that overlap the most confident one counts, each with the weight of its confidence.
 
     Args:
         class_name: What it finds.
@@ -105,9 +106,11 @@ class YoloDetector(nn.Module):
         min_confidence: Boxes below it do not count as detections, in [0, 1].
         edge_error: How far it puts the edges of boxes from where they are on images that it has not learned from, as
             the standard deviation in shares of the box's width and height; 0 where it is not known.
+        box_choice: ``"vote"`` as above; ``"surest"`` takes the most confident box of the image itself, as in the paper,
+            and never drops it: ``min_confidence`` is 0 then.
 
     Raises:
-        ConfigError: ``input_size``, ``min_confidence`` or ``edge_error`` is out of range.
+        ConfigError: ``input_size``, ``min_confidence``, ``edge_error`` or ``box_choice`` is out of range.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class YoloDetector(nn.Module):
         input_size: int = 256,
         min_confidence: float = MIN_CONFIDENCE,
         edge_error: float = 0.0,
+        box_choice: BoxChoice = "vote",
     ) -> None:
         super().__init__()
         _check_input_size(input_size)
@@ -123,9 +127,12 @@ class YoloDetector(nn.Module):
             raise ConfigError(f"min_confidence = {min_confidence}; expected a number from 0 to 1")
         if not 0 <= edge_error < math.inf:
             raise ConfigError(f"edge_error = {edge_error}; expected a share of a box's size, 0 or more")
+        if box_choice not in get_args(BoxChoice):
+            raise ConfigError(f"box_choice {box_choice!r} is unknown; expected one of {', '.join(get_args(BoxChoice))}")
         self.class_name = class_name
         self.input_size = input_size
-        self.min_confidence = min_confidence
+        self.box_choice = box_choice
+        self.min_confidence = min_confidence if box_choice == "vote" else 0.0
         self.edge_error = edge_error
         self.network = _build_network().requires_grad_(False)
         self.train(False)
@@ -158,15 +165,13 @@ class YoloDetector(nn.Module):
         size, own_size = (image.shape[2], image.shape[3]), (self.input_size, self.input_size)
         if size != own_size:
             image = interpolate(image, own_size, mode="bilinear", antialias=True)
-        both = self.network(torch.cat([image, image.flip(3)]))[0].mT  # (2B, anchors, 5)
-        seen, mirrored = (box_convert(half, "cxcywh", "xyxy") for half in both[..., :4].chunk(2))
-        candidates = torch.cat([seen, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)  # (B, 2 anchors, 4)
-        confidences = torch.cat(both[..., 4].chunk(2), dim=1)
+        candidates, confidences = self._candidates(image)
         is_box = candidates.isfinite().all(dim=2) & confidences.isfinite()
         candidates, confidences = candidates.where(is_box[..., None], 0.0), confidences.where(is_box, 0.0)
-        voted = [_vote(*image) for image in zip(candidates, confidences, strict=True)]
+        choose = _vote if self.box_choice == "vote" else _surest
+        chosen = [choose(*of_image) for of_image in zip(candidates, confidences, strict=True)]
         confidence = confidences.amax(dim=1)
-        boxes = clip_boxes(scale_boxes(torch.stack(voted), own_size, size), size)
+        boxes = clip_boxes(scale_boxes(torch.stack(chosen), own_size, size), size)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         confidence = confidence.where(has_area, 0.0)
         return Detections(
@@ -174,6 +179,21 @@ class YoloDetector(nn.Module):
             confidence=confidence,
             is_detected=has_area & (confidence >= self.min_confidence),
         )
+
+    def _candidates(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes float ``(B, N, 4)``, xyxy, and confidences ``(B, N)``; half of them of the mirror image for a vote."""
+        if self.box_choice == "surest":
+            seen = self.network(image)[0].mT  # (B, anchors, 5)
+            return box_convert(seen[..., :4], "cxcywh", "xyxy"), seen[..., 4]
+        both = self.network(torch.cat([image, image.flip(3)]))[0].mT  # (2B, anchors, 5)
+        boxes, mirrored = (box_convert(half, "cxcywh", "xyxy") for half in both[..., :4].chunk(2))
+        candidates = torch.cat([boxes, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)
+        return candidates, torch.cat(both[..., 4].chunk(2), dim=1)
+
+
+def _surest(candidates: Tensor, confidences: Tensor) -> Tensor:
+    """The most confident ``(4,)`` of the boxes ``(N, 4)``."""
+    return candidates[int(confidences.argmax())]
 
 
 def _vote(candidates: Tensor, confidences: Tensor) -> Tensor:
@@ -251,13 +271,19 @@ class TrainingOptions(NamedTuple):
     min_confidence: float = MIN_CONFIDENCE
 
 
-def load_detector(path: str | Path, min_confidence: float | None = None, trust_pickle: bool = False) -> YoloDetector:
+def load_detector(
+    path: str | Path,
+    min_confidence: float | None = None,
+    trust_pickle: bool = False,
+    box_choice: BoxChoice = "vote",
+) -> YoloDetector:
     """Read a detector, strictly, and make it fast; :func:`save_detector` does not take it any more.
 
     Args:
         path: A file that :func:`save_detector` wrote, or an ultralytics ``.pt`` of a YOLOv8n with one class.
         min_confidence: As for :class:`YoloDetector`; by default the file's own.
         trust_pickle: ``path`` may be a ``.pt`` file, which can run code when it is read.
+        box_choice: As for :class:`YoloDetector`.
 
     Raises:
         WeightsError: The file is missing, damaged, or of another network.
@@ -271,7 +297,8 @@ def load_detector(path: str | Path, min_confidence: float | None = None, trust_p
         raise WeightsError(f"{got}; expected one. It can start a training (`amsam detector train --from`) instead")
     min_confidence = weights.min_confidence if min_confidence is None else min_confidence
     try:
-        detector = YoloDetector(weights.class_name, weights.input_size, min_confidence, weights.edge_error)
+        of_file = weights.class_name, weights.input_size, min_confidence, weights.edge_error
+        detector = YoloDetector(*of_file, box_choice)
     except ConfigError as error:
         raise WeightsError(f"{path.name}: {error}; {_REMEDY}") from None
     refuse_other_shapes(weights.state, detector.network.state_dict(), path.name, f"{what}; {_REMEDY}")

@@ -17,12 +17,14 @@ class SegmentationLoss(nn.Module):
 
     Args:
         lambda_dice: λ, the weight of the Dice part, in [0, 1].
+        squared_pred: Square probabilities and label in the denominator of Dice (sum p² + sum g²), as the code of the
+            paper's ancestors does; Eq. 5 does not say which.
 
     Raises:
         ConfigError: λ outside [0, 1].
     """
 
-    def __init__(self, lambda_dice: float = 0.8) -> None:
+    def __init__(self, lambda_dice: float = 0.8, squared_pred: bool = False) -> None:
         super().__init__()
         if not 0 <= lambda_dice <= 1:
             raise ConfigError(
@@ -33,6 +35,7 @@ class SegmentationLoss(nn.Module):
             include_background=True,
             to_onehot_y=True,
             softmax=True,
+            squared_pred=squared_pred,
             lambda_dice=lambda_dice,
             lambda_ce=1 - lambda_dice,
         )

@@ -119,17 +119,15 @@ class CompactImageEncoder(nn.Module):
         feature_channels: C of the features.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, input_size: int = 256, is_fused: bool = True, backbone_name: str = COMPACT_BACKBONE) -> None:
         super().__init__()
         backbone = timm.create_model(backbone_name, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
         self.input_size = input_size
-        self.backbone: nn.Module = backbone
+        self.backbone: Any = backbone
         if is_fused:
             self.fuse().train()
         self._fine_channels, middle, coarse = cast(FeatureInfo, backbone.feature_info).channels()
+        self._fine_end, self._trunk_end = FINE_END, TRUNK_END  # TorchScript knows no constants of modules
         self.trunk_channels = self._fine_channels + middle
         self.feature_channels = self.trunk_channels + coarse
         self.neck = nn.Sequential(
@@ -138,6 +136,8 @@ class CompactImageEncoder(nn.Module):
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(EMBEDDING_CHANNELS),
         )
+        self.pixel_mean: Tensor  # here and not in the class, whose annotations TorchScript cannot read
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -153,20 +153,23 @@ class CompactImageEncoder(nn.Module):
     def trunk(self, image: Tensor) -> Tensor:
         """What the backbone makes of images before its last stage: float ``(B, C', S/16, S/16)``."""
         x = (image - self.pixel_mean) / self.pixel_std
-        network = self._backbone
-        fine = network.blocks[:FINE_END](network.bn1(network.conv_stem(x)))
-        middle = network.blocks[FINE_END:TRUNK_END](fine)
-        return torch.cat([functional.avg_pool2d(fine, kernel_size=2), middle], dim=1)
+        x = self.backbone.bn1(self.backbone.conv_stem(x))
+        fine = x
+        for number, block in enumerate(self.backbone.blocks):  # TorchScript cannot slice them
+            if number < self._trunk_end:
+                x = block(x)
+            if number + 1 == self._fine_end:
+                fine = functional.avg_pool2d(x, kernel_size=2)
+        return torch.cat([fine, x], dim=1)
 
     def stage(self, trunk: Tensor) -> Tensor:
         """The features of what :meth:`trunk` returns."""
-        coarse = self._backbone.blocks[TRUNK_END:](trunk[:, self._fine_channels :])
+        coarse = trunk[:, self._fine_channels :]
+        for number, block in enumerate(self.backbone.blocks):
+            if number >= self._trunk_end:
+                coarse = block(coarse)
         coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
         return torch.cat([trunk, coarse], dim=1)
-
-    @property
-    def _backbone(self) -> Any:
-        return self.backbone
 
     def fuse(self) -> CompactImageEncoder:
         """Merge the backbone's parallel branches and batch norms into its convolutions, in place: fewer operations.

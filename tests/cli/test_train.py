@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from amsam_med import cli
 from amsam_med import train as train_module
 from amsam_med.bundle import open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.train import TrainOptions, TrainResult
+from amsam_med.trust import trust
 
 FEW = ["--shots", "4", "--epochs", "2", "--views", "none", "--input-size", "64"]
 
@@ -68,23 +71,54 @@ def test_a_second_run_in_the_same_folder_is_refused_and_can_be_resumed(
     assert cli.main([*command, "--resume"]) == 0
 
 
-def test_defaults_are_those_of_the_shipped_configuration(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
+def test_only_what_was_given_overrides_the_bundle(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
+    few = ["--views", "mirror", "--adapts", "stage", "--halves", "--epochs", "30"]
+    assert cli.main(words(labelled_folder, Path("run"), *few)) == 0
     assert cli.main(words(labelled_folder, Path("run"))) == 0
-    assert handed_on[0].bundle == "amsam_isic"
-    assert not handed_on[0].resume
-    parser = open_bundle("amsam_isic", "train")
-    assert handed_on[0].overrides == {name: parser[name] for name in handed_on[0].overrides}
-    assert {"shots", "seed", "prompt", "calibration", "epochs", "batch_size"} <= handed_on[0].overrides.keys()
+    assert handed_on[0].overrides == {"views": "mirror", "adapts": "stage", "halves": True, "epochs": 30}
+    assert handed_on[1] == TrainOptions("amsam_isic")
 
 
-def test_views_and_what_is_adapted_are_the_bundles_unless_they_are_given(
-    handed_on: list[TrainOptions], labelled_folder: Path
+def own_settings(bundle: Path) -> None:
+    """Let a bundle want other things than the shipped ones, and trust it."""
+    file = bundle / "configs" / "train.yaml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, **OWN}, sort_keys=False))
+    trust(bundle)
+
+
+OWN = {"epochs": 2, "views": "none", "calibration": "learned", "shots": 4, "input_size": 64, "halves": False}
+
+
+def test_a_bundle_is_trained_as_it_says(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    own_settings(tiny_bundle)
+    assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(tiny_bundle), "--seed", "3")) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["asked"] == {"seed": 3}
+    assert record["settings"].items() >= OWN.items()
+
+
+def test_the_help_shows_the_values_of_the_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_settings(tiny_bundle)
+    assert cli.main(["train", "--bundle", str(tiny_bundle), "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "Passes over D1. [x>=1] [default: 2]" in words
+    assert "[default: all-examples]" in words
+    assert cli.main(["train", "--bundle", "nowhere", "--help"]) == 0
+    assert "Passes over D1. [x>=1] [default: the bundle's]" in " ".join(capsys.readouterr().out.split())
+
+
+def test_paper_is_the_bundles_own(
+    handed_on: list[TrainOptions], tiny_bundle: Path, labelled_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(words(labelled_folder, Path("run"), "--views", "mirror", "--adapts", "stage", "--halves")) == 0
-    assert cli.main(words(labelled_folder, Path("run"))) == 0
-    given, not_given = (options.overrides for options in handed_on)
-    assert (given["views"], given["adapts"], given["halves"]) == ("mirror", "stage", True)
-    assert not {"views", "adapts", "halves"} & not_given.keys()
+    (tiny_bundle / "configs" / "paper.yaml").write_text("epochs: 41\n")
+    trust(tiny_bundle)
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(tiny_bundle))) == 0
+    assert handed_on[0].overrides == {"epochs": 41}
+    (tiny_bundle / "configs" / "paper.yaml").unlink()
+    trust(tiny_bundle)
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(tiny_bundle))) == 1
+    assert "has no configs/paper.yaml; copy it from a shipped bundle" in capsys.readouterr().err
 
 
 def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
@@ -108,6 +142,7 @@ def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], label
             "adapts": "decoder",
             "halves": True,
             "box_jitter": 0.0,
+            "box_choice": "surest",
         }.items()
     )
     open_bundle("amsam_isic", "train", chosen)  # raises for an unknown entry
@@ -115,7 +150,8 @@ def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], label
 
 def test_the_help_says_where_the_defaults_differ_from_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help"]) == 0
-    section = capsys.readouterr().out.split("Where --paper differs from the defaults:\n")[1].split("\n\n")[0]
+    _, _, after = capsys.readouterr().out.partition("Where --paper differs from the defaults of amsam_isic:\n")
+    section = after.split("\n\n")[0]
     said = {line.split(maxsplit=1)[0]: " ".join(line.split()[1:]) for line in section.splitlines()}
     parser = open_bundle("amsam_isic", "train")
     differing = {name: value for name, value in paper_settings().items() if parser[name] != value}

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from amsam_med.detect import yolo
 from amsam_med.detect.files import DetectorWeights, read_weights, write_weights
@@ -98,6 +99,25 @@ def test_the_mirror_image_has_a_vote_too(detector: YoloDetector) -> None:
     torch.testing.assert_close(found.boxes, torch.tensor([[22.0, 15.0, 42.0, 25.0]]))
     assert found.confidence.tolist() == pytest.approx([0.6])
     assert torch.equal(detector.network.seen[1], image[0].flip(2))
+
+
+@pytest.mark.parametrize("min_confidence", [0.0, 0.9])
+def test_the_surest_box_is_the_images_own_and_is_never_dropped(min_confidence: float) -> None:
+    torch.manual_seed(0)
+    detector = YoloDetector("square", SIZE, min_confidence=min_confidence, box_choice="surest")
+    images = torch.rand(2, 3, SIZE, SIZE)
+    found = detector(images)
+    seen = detector.network(images)[0].mT  # (B, anchors, 5)
+    best = seen[range(2), seen[..., 4].argmax(dim=1)]
+    expected = box_convert(best[:, :4], "cxcywh", "xyxy").clamp(0, SIZE)
+    torch.testing.assert_close(found.boxes, expected)
+    torch.testing.assert_close(found.confidence, best[:, 4])
+    assert found.is_detected.all()
+
+
+def test_an_unknown_choice_of_the_box_is_refused() -> None:
+    with pytest.raises(ConfigError, match="box_choice 'first' is unknown; expected one of vote, surest"):
+        YoloDetector("square", SIZE, box_choice="first")  # type: ignore[arg-type]
 
 
 def test_boxes_end_at_the_edge_of_the_image(with_candidates: Callable[..., YoloDetector]) -> None:

@@ -101,3 +101,11 @@ def test_merging_the_backbones_norms_keeps_the_function(backbone: str) -> None:
         torch.testing.assert_close(encoder.fuse()(image), before, rtol=1e-3, atol=1e-3)
     assert encoder.state_dict().keys() == CompactImageEncoder(64, backbone_name=backbone).state_dict().keys()
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in encoder.modules())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_the_compact_encoder_becomes_torchscript_that_computes_the_same() -> None:
+    torch.manual_seed(0)
+    encoder, image = CompactImageEncoder(64).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(encoder)(image), encoder(image))

@@ -1,0 +1,124 @@
+"""What the paper prints: its hyper-parameters and its figure, read off the parts that the bundles build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.losses.dice import DiceCELoss
+from segment_anything.modeling import PromptEncoder as SamPromptEncoder
+from segment_anything.modeling.transformer import Attention
+from torch import nn
+
+from amsam_med.boxes import box_from_mask
+from amsam_med.bundle import BundleParser, open_bundle
+from amsam_med.cli.train import paper_settings
+from amsam_med.model import build_amsam
+from amsam_med.model.lora import LoraLinear
+from amsam_med.model.prompt import PromptEncoder
+
+EPOCHS, EXAMPLES = 3, 4
+
+
+@pytest.fixture
+def training(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> BundleParser:
+    """A training with the paper's settings, but for its length."""
+    few = {"shots": EXAMPLES, "epochs": EPOCHS, "dataset_dir": str(labelled_folder), "output_dir": str(tmp_path)}
+    return open_bundle(tiny_bundle, "train", {**paper_settings(), **few})
+
+
+def test_the_settings_are_the_papers() -> None:
+    printed = {"epochs": 100, "lower_rate": 5e-3, "upper_rate": 1e-3, "weight_decay": 0.1, "lambda_dice": 0.8}
+    printed |= {"alpha": 0.7, "batch_size": 1, "box_choice": "surest", "prompt": "box", "halves": True}
+    assert paper_settings().items() >= printed.items()
+    assert open_bundle("amsam_isic", "train").as_written("rank") == 4
+
+
+@pytest.mark.parametrize(("level", "rate"), [("lower", 5e-3), ("upper", 1e-3)])
+def test_both_levels_have_adamw_as_printed(level: str, rate: float, training: BundleParser) -> None:
+    optimizer = training.get_parsed_content(f"{level}::optimizer")
+    assert type(optimizer) is torch.optim.AdamW
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (0.9, 0.999), 0.1)
+
+
+@pytest.mark.parametrize(("level", "rate"), [("lower", 5e-3), ("upper", 1e-3)])
+def test_the_rates_fall_in_every_step_by_the_papers_power(level: str, rate: float, training: BundleParser) -> None:
+    scheduler: Any = training.get_parsed_content(f"{level}::scheduler")
+    steps = EPOCHS * EXAMPLES // 2
+    for step in range(steps):
+        assert scheduler.get_last_lr()[0] == pytest.approx(rate * (1 - step / steps) ** 0.9)
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr()[0] == 0
+
+
+def test_each_level_has_half_of_the_examples(training: BundleParser) -> None:
+    lower, upper = training.get_parsed_content("levels")
+    assert len(lower) == len(upper) == EXAMPLES // 2
+    assert not {item["image"] for item in lower} & {item["image"] for item in upper}
+    assert [len(training.get_parsed_content(f"{level}::dataset")) for level in ("lower", "upper")] == [2, 2]  # no views
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_loss_is_monais_with_the_papers_share(squared: bool, training: BundleParser) -> None:
+    training.set_value("squared_pred", squared)
+    logits = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    label = (logits[:, :1] > 0.3).float()
+    expected = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=squared, lambda_dice=0.8, lambda_ce=0.2)
+    for of_level in ("train::trainer", "train::handlers"):
+        part = training.get_parsed_content(of_level)
+        loss = part.loss_function if of_level == "train::trainer" else part[1].loss_function
+        torch.testing.assert_close(loss(logits, label), expected(logits, label))
+
+
+def test_the_best_epoch_on_d2_is_kept(training: BundleParser) -> None:
+    recorder = training.get_parsed_content("train::recorder")
+    evaluator = training.get_parsed_content("validate::evaluator")
+    assert recorder.evaluator is evaluator
+    scored = [evaluator.data_loader.dataset[i]["index"] for i in range(len(evaluator.data_loader.dataset))]
+    assert scored == [0, 1]  # each image of D2 once, without views
+    assert evaluator.data_loader.dataset.dataset is training.get_parsed_content("upper::dataset")
+
+
+def test_queries_and_values_have_lora_and_keys_have_none() -> None:
+    network = build_amsam("tiny", input_size=64)
+    attentions = [part for part in network.mask_decoder.transformer.modules() if isinstance(part, Attention)]
+    assert len(attentions) == 7
+    for attention in attentions:
+        kinds = {name: type(layer) for name, layer in attention.named_children()}
+        assert kinds == {"q_proj": LoraLinear, "k_proj": nn.Linear, "v_proj": LoraLinear, "out_proj": nn.Linear}
+
+
+def test_the_box_of_a_mask_is_the_box_that_sam_would_get() -> None:
+    """SAM's box names the first and the last pixel of an object, ours where the object begins and ends."""
+    ours = PromptEncoder(input_size=64)
+    sam = SamPromptEncoder(256, (4, 4), (64, 64), 16)
+    sam.load_state_dict(ours.state_dict())
+    mask = torch.zeros(64, 64)
+    mask[6:50, 4:40] = 1
+    box = box_from_mask(mask)
+    assert box is not None
+    sparse, dense = ours(1, box[None], None, None)
+    expected, default = sam(points=None, boxes=torch.tensor([[4.0, 6.0, 39.0, 49.0]]), masks=None)
+    torch.testing.assert_close(sparse, expected)
+    assert torch.equal(dense, default)
+
+
+def test_a_point_in_the_middle_of_a_pixel_is_the_point_that_sam_would_get() -> None:
+    ours = PromptEncoder(input_size=64)
+    sam = SamPromptEncoder(256, (4, 4), (64, 64), 16)
+    sam.load_state_dict(ours.state_dict())
+    labels = torch.tensor([[1.0, 0.0]])
+    sparse, _ = ours(1, None, torch.tensor([[[10.5, 20.5], [30.5, 7.5]]]), labels)
+    expected, _ = sam(points=(torch.tensor([[[10.0, 20.0], [30.0, 7.0]]]), labels), boxes=None, masks=None)
+    torch.testing.assert_close(sparse, expected)
+
+
+def test_the_prompt_embedding_is_added_at_every_position() -> None:
+    network = build_amsam("tiny", input_size=64)
+    _, dense = network.prompt_encoder(2, None, None, None)
+    vector = network.prompt_encoder.no_mask_embed.weight[0]
+    assert torch.equal(dense, vector.view(1, 256, 1, 1).expand(2, 256, 4, 4))
