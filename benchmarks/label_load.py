@@ -28,6 +28,8 @@ from pipelines.monailabel.process import Server, wait_for_training
 
 WARM_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 LABELS = 4
+NO_ANSWER = 0
+"""Status of a request that was refused, cut off or not answered in time."""
 MODEL, CLICKS = "amsam_isic", "amsam_isic_interactive"
 
 
@@ -38,7 +40,7 @@ class Answer(NamedTuple):
         kind: ``"mask"``, ``"first click"`` or ``"next click"``.
         start: Seconds of the monotonic clock.
         seconds: Until the answer was here.
-        status: Of HTTP.
+        status: Of HTTP, or :data:`NO_ANSWER`.
     """
 
     kind: str
@@ -104,13 +106,16 @@ def _ask(server: Server, names: Sequence[str], until: float, answers: list[Answe
                 start = time.monotonic()
                 if start >= until:
                     return
-                answer = requests.post(
-                    f"{server.address}/infer/{model}",
-                    params={"image": name, "output": "image"},
-                    data={"params": json.dumps(prompt)},
-                    timeout=ANSWER_SECONDS,
-                )
-                answers.append(Answer(kind, start, time.monotonic() - start, answer.status_code))
+                try:
+                    status = requests.post(
+                        f"{server.address}/infer/{model}",
+                        params={"image": name, "output": "image"},
+                        data={"params": json.dumps(prompt)},
+                        timeout=ANSWER_SECONDS,
+                    ).status_code
+                except requests.RequestException:
+                    status = NO_ANSWER
+                answers.append(Answer(kind, start, time.monotonic() - start, status))
 
 
 def _train(client: Any, items: Sequence[dict[str, str]]) -> tuple[float, float]:
@@ -131,7 +136,9 @@ def _report(
     began, ended = training
     before = [one for one in answers if one.start < began]
     during = [one for one in answers if began <= one.start < ended]
-    print(f"{len(answers)} answers to {clients} clients; {sum(one.status != 200 for one in answers)} errors")
+    errors = sum(one.status != 200 for one in answers)
+    lost = sum(one.status == NO_ANSWER for one in answers)
+    print(f"{len(answers)} requests of {clients} clients; {errors} errors, {lost} of them without an answer")
     for kind in ("mask", "first click", "next click"):
         print(f"{kind}: {_latency(before, kind)}; during the training {_latency(during, kind)}")
     print(f"memory of the server: {memory[0]:.0f} MB after {WARM_SECONDS:.0f} s, {memory[1]:.0f} MB at the end")
