@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from amsam_med.machine import causes, is_out_of_memory
 from amsam_med.model import AmSam
 from amsam_med.trust import bundle_digest, refuse_untrusted
 from amsam_med.views import ViewKind
+from amsam_med.weights import locate_bundle, shipped_bundles
 
 Workflow = Literal["inference", "evaluate", "train"]
 
@@ -116,30 +116,6 @@ class BundleParser(ConfigParser):
             ) from error
 
 
-def locate_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a bundle.
-
-    Args:
-        name_or_path: The name of a shipped bundle, or the path of any bundle's folder.
-
-    Raises:
-        DataError: There is no bundle of that name and none in that folder.
-    """
-    for root in (weights.bundles_folder() / str(name_or_path), Path(name_or_path)):
-        with suppress(OSError, ValueError):  # a name that no file can have
-            if (root / "configs" / "metadata.json").is_file():
-                return root.resolve()
-    raise DataError(
-        f"{str(name_or_path)[:200]} is neither a shipped bundle ({', '.join(shipped_bundles())}) nor a folder with "
-        "configs/metadata.json; give one of the names, or the path of a MONAI bundle"
-    )
-
-
-def shipped_bundles() -> list[str]:
-    """Names of the bundles that come with the package."""
-    return sorted(metadata.parent.parent.name for metadata in weights.bundles_folder().glob("*/configs/metadata.json"))
-
-
 def default_bundle(adapter: Path | None = None) -> str:
     """The shipped bundle to use where none is named: the one an adapter was trained with, else the lesions'.
 
@@ -200,8 +176,11 @@ def open_bundle(
             )
         parser.set_value(key, value)
     if adapter := (overrides or {}).get("adapter"):
-        _refuse_other_bundle(Path(adapter), root)
-        _refuse_other_detector(Path(adapter), parser)
+        name = Path(adapter).name
+        settings, record, _ = read_adapter(Path(adapter))
+        _refuse_other_bundle(name, record, root)
+        if settings["prompt"] != "none":
+            _refuse_other_detector(name, record, parser)
     return parser
 
 
@@ -278,38 +257,36 @@ def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, An
     return overrides
 
 
-def _refuse_other_bundle(adapter: Path, root: Path) -> None:
+def _refuse_other_bundle(adapter: str, record: Mapping[str, Any], root: Path) -> None:
     """An adapter goes with the bundle that it was trained with: of a shipped one the name, of another its content."""
-    record = read_adapter(adapter)[1]
     trained_with = record.get("bundle")
-    if trained_with is not None and trained_with in shipped_bundles() and trained_with != root.name:
+    if trained_with in shipped_bundles() and trained_with != root.name:
         raise WeightsError(
-            f"{adapter.name} was trained with bundle {trained_with}, not with {root.name}; leave out --bundle, or give "
+            f"{adapter} was trained with bundle {trained_with}, not with {root.name}; leave out --bundle, or give "
             f"--bundle {trained_with}"
         )
     if _is_shipped(root) or record.get("bundle_sha256") in (None, digest := bundle_digest(root)):
         return
     raise WeightsError(
-        f"{adapter.name} was trained with bundle {trained_with!r} of configuration "
+        f"{adapter} was trained with bundle {trained_with!r} of configuration "
         f"{record['bundle_sha256'][:16]}..., not with {root.name} as it is now ({digest[:16]}...); give the bundle "
         "that it was trained with, or train it again"
     )
 
 
-def _refuse_other_detector(adapter: Path, parser: BundleParser) -> None:
+def _refuse_other_detector(adapter: str, record: Mapping[str, Any], parser: BundleParser) -> None:
     """An adapter has learned to read the boxes of one detector. Older ones do not say of which."""
-    settings, record, _ = read_adapter(adapter)
     trained_with = record.get("detector_sha256")
-    if settings["prompt"] == "none" or trained_with is None:
+    if trained_with is None:
         return
-    file = parser.get_parsed_content("detector_file")
-    in_use = weights.sha256(Path(file)) if file and Path(file).is_file() else None
-    if file and in_use is None:
+    file: str | None = parser.get_parsed_content("detector_file")
+    if file and not Path(file).is_file():
         return  # loading it says so
+    in_use = weights.sha256(Path(file)) if file else None
     if in_use != trained_with:
-        found = "without one" if in_use is None else f"with {Path(file).name} of sha256 {in_use[:16]}..."
+        found = f"with {Path(file).name} of sha256 {in_use[:16]}..." if file and in_use else "without one"
         raise WeightsError(
-            f"{adapter.name} was trained with the boxes of the detector of sha256 {trained_with[:16]}... and is used "
+            f"{adapter} was trained with the boxes of the detector of sha256 {trained_with[:16]}... and is used "
             f"{found}; give the file of its detector as --detector, or train the adapter again with this one"
         )
 

@@ -191,7 +191,7 @@ def load_model(network: nn.Module, path: Path) -> None:
     content = read_pickled(path, "fetch it again or train the bundle")
     if not isinstance(content, dict):
         raise WeightsError(f"{what} has no tensors by name; fetch it again or train the bundle")
-    state = content.get("model", content)  # files written before version 0.2 have them under this key
+    state = content.get("model", content)  # older files have them under this key
     refuse_other_shapes(state, network.state_dict(), what, "fetch it again")
     refuse_non_finite(state, str(path))
     network.load_state_dict(state)

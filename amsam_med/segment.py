@@ -38,7 +38,7 @@ from monai.bundle.config_parser import ConfigParser
 from pydantic import Field, StringConstraints
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import BundleParser, model_overrides, open_bundle, shipped_bundles
+from amsam_med.bundle import BundleParser, model_overrides, open_bundle
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
 from amsam_med.data.tables import visible
@@ -53,6 +53,7 @@ from amsam_med.scratch import sweep_scratch
 from amsam_med.sources import InputFile, Inputs, list_inputs
 from amsam_med.stages import Outcome, Reading, Stages, cannot_write
 from amsam_med.views import ViewKind
+from amsam_med.weights import shipped_bundles
 
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("local", "ray")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import PositiveInt, RootModel
 
-from amsam_med.errors import WeightsError
+from amsam_med.errors import DataError, WeightsError
 from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
 
@@ -264,6 +265,30 @@ def bundles_folder() -> Path:
     """The folder of the bundles: inside an installed package, beside the package in a checkout."""
     installed = _PACKAGE / "bundles"
     return installed if installed.is_dir() else _PACKAGE.parent / "bundles"
+
+
+def locate_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        name_or_path: The name of a shipped bundle, or the path of any bundle's folder.
+
+    Raises:
+        DataError: There is no bundle of that name and none in that folder.
+    """
+    for root in (bundles_folder() / str(name_or_path), Path(name_or_path)):
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if (root / "configs" / "metadata.json").is_file():
+                return root.resolve()
+    raise DataError(
+        f"{str(name_or_path)[:200]} is neither a shipped bundle ({', '.join(shipped_bundles())}) nor a folder with "
+        "configs/metadata.json; give one of the names, or the path of a MONAI bundle"
+    )
+
+
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(metadata.parent.parent.name for metadata in bundles_folder().glob("*/configs/metadata.json"))
 
 
 def _named(name: str) -> Weights:

@@ -25,10 +25,10 @@ from pathlib import Path
 import click
 import torch
 
-from amsam_med.bundle import locate_bundle
 from amsam_med.checkpoint import save_model
 from amsam_med.model import build_amsam
 from amsam_med.synthetic import write_dermoscopy
+from amsam_med.weights import locate_bundle
 
 LIMIT = 300  # MB
 INPUT_SIZE = 64  # pixels

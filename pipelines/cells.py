@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
-from amsam_med.bundle import Expression, locate_bundle, open_bundle
+from amsam_med.bundle import Expression, open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
 from amsam_med.data.readers import read_image, read_mask
@@ -38,6 +38,7 @@ from amsam_med.infer import PromptInferer, predict_prompted
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below
+from amsam_med.weights import locate_bundle
 from pipelines import fewshot
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import BaselineNetwork, Recipe, Setting

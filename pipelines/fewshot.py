@@ -30,7 +30,7 @@ from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
-from amsam_med.bundle import locate_bundle, open_bundle
+from amsam_med.bundle import open_bundle
 from amsam_med.cli.train import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
@@ -41,6 +41,7 @@ from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
+from amsam_med.weights import locate_bundle
 from pipelines.reporting import write_block
 
 INPUT_SIZE = 256

@@ -23,6 +23,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from amsam_med.synthetic.artefacts import add_bubbles, scale_marks
 from amsam_med.synthetic.strokes import cover, wandering_strokes
@@ -143,8 +144,6 @@ OBJECT_SHARE = 0.15
 """Share of the pasted images that show a thing or an animal instead of a person."""
 GREY_SHARE = 0.18
 """Share of the images that lose their colour."""
-LUMA = (0.299, 0.587, 0.114)
-"""What red, green and blue give to a picture's grey (ITU-R BT.601), as in files of one channel."""
 PATCH_SIDES = (16, 90)
 """Sides of the squares of a photo that textures are cut from, in pixels of the bank."""
 LEAST_CONTRAST = 0.07
@@ -476,16 +475,20 @@ def cut_texture(photo: Items) -> Items:
         pixel = int(torch.multinomial(target.flatten().float(), 1))
         row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
     square = photo.images[:, :, row : row + side, column : column + side].float()
-    colour = square.mean(dim=(2, 3), keepdim=True)
-    return _enlarged(colour + _uniform(0.1, 1) * (square - colour), "bicubic", is_empty=False)
+    return _enlarged(_calmed(square, _uniform(0.1, 1)), "bicubic", is_empty=False)
+
+
+def _calmed(pixels: Tensor, share: float) -> Tensor:
+    """A texture ``(1, 3, h, w)`` with only a share of its differences from its mean colour."""
+    colour = pixels.mean(dim=(2, 3), keepdim=True)
+    return colour + share * (pixels - colour)
 
 
 def lay_blob(ground: Items, texture: Items) -> Items:
     """Lay a blob of a texture, of any round shape, size and softness, on another; the whole are all blobs on it."""
     alpha = _blob()
     below, above = ground.images.float() / 255, texture.images.float() / 255
-    colour = above.mean(dim=(2, 3), keepdim=True)
-    above = _uniform(0, 1) * (above - colour) + colour
+    above = _calmed(above, _uniform(0, 1))
     above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
     if _uniform(0, 1) < SPOTTED_SHARE:
         tone = torch.empty(1, 3, 1, 1).uniform_(-0.35, 0.35)
@@ -546,7 +549,7 @@ def recolour(images: Tensor) -> Tensor:
     """Random brightness, contrast, saturation, colour cast, gamma, detail, bubbles and noise of ``(B, 3, S, S)``."""
     b, device = len(images), images.device
     draw = partial(_draw, b, device=device)
-    grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    grey = rgb_to_grayscale(images)
     is_coloured = (torch.rand(b, 1, 1, 1, device=device) > GREY_SHARE).float()
     images = grey + (images - grey) * draw(0.5, 1.4) * is_coloured
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

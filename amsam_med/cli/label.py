@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from amsam_med.bundle import shipped_bundles
 from amsam_med.cli.endings import tidy_end
 from amsam_med.errors import ConfigError
 from amsam_med.label.server import is_address, serve
+from amsam_med.weights import shipped_bundles
 
 
 @click.command(

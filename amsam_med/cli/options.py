@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from click.core import ParameterSource
 
 from amsam_med.errors import DataError
 
+_CONFIGURED = "amsam_med.cli.options.configured"
+"""Where a click context keeps a bundle's values while it explains its options."""
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 labelled_data = click.option(
@@ -46,10 +49,10 @@ class BundleOption(click.Option):
         record = super().get_help_record(ctx)
         if record is None:
             return None
-        try:
-            value = as_configured(ctx.params.get("bundle") or "amsam_isic", "train.yaml").get(str(self.name))
-        except DataError:  # no such bundle; the verb itself says so
-            value = None
+        if _CONFIGURED not in ctx.meta:  # read once for all options
+            with suppress(DataError):  # no such bundle; the verb itself says so
+                ctx.meta[_CONFIGURED] = as_configured(ctx.params.get("bundle") or "amsam_isic", "train.yaml")
+        value = ctx.meta.setdefault(_CONFIGURED, {}).get(self.name)
         default = "the bundle's" if value is None else self.shown(value)
         return record[0], f"{record[1]}  [default: {default}]"
 
@@ -68,25 +71,19 @@ def as_configured(bundle: str, name: str) -> dict[str, Any]:
         name: Of the file in ``configs/``.
 
     Raises:
-        DataError: There is no such file, or it cannot be read.
+        DataError: There is no such bundle, it has no such file, or the file cannot be read.
     """
     import yaml
 
-    from amsam_med.weights import bundles_folder
+    from amsam_med.weights import locate_bundle
 
-    for root in (bundles_folder() / bundle, Path(bundle)):
-        file = root / "configs" / name
-        try:
-            if file.is_file():
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-                break
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise DataError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}); mend it") from None
-    else:
-        from amsam_med.bundle import locate_bundle
-
-        locate_bundle(bundle)  # raises where there is none
-        raise DataError(f"bundle {bundle} has no configs/{name}; copy it from a shipped bundle")
+    file = locate_bundle(bundle) / "configs" / name
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"bundle {bundle} has no configs/{name}; copy it from a shipped bundle") from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}); mend it") from None
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no names with values; compare it with that of a shipped bundle")
     return {
@@ -120,9 +117,8 @@ def trusted(bundle: str, is_trusted_now: bool) -> str:
         bundle: Name or folder.
         is_trusted_now: Whether ``--trust-bundle`` was given.
     """
-    from amsam_med.bundle import locate_bundle
-    from amsam_med.errors import DataError
     from amsam_med.trust import bundle_digest, is_trusted, trust
+    from amsam_med.weights import locate_bundle
 
     try:
         root = locate_bundle(bundle)

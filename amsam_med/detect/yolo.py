@@ -182,13 +182,14 @@ class YoloDetector(nn.Module):
 
     def _candidates(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes float ``(B, N, 4)``, xyxy, and confidences ``(B, N)``; half of them of the mirror image for a vote."""
-        if self.box_choice == "surest":
-            seen = self.network(image)[0].mT  # (B, anchors, 5)
-            return box_convert(seen[..., :4], "cxcywh", "xyxy"), seen[..., 4]
-        both = self.network(torch.cat([image, image.flip(3)]))[0].mT  # (2B, anchors, 5)
-        boxes, mirrored = (box_convert(half, "cxcywh", "xyxy") for half in both[..., :4].chunk(2))
-        candidates = torch.cat([boxes, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)
-        return candidates, torch.cat(both[..., 4].chunk(2), dim=1)
+        has_mirror = self.box_choice == "vote"
+        found = self.network(torch.cat([image, image.flip(3)]) if has_mirror else image)[0].mT  # (B or 2B, anchors, 5)
+        boxes, confidences = box_convert(found[..., :4], "cxcywh", "xyxy"), found[..., 4]
+        if not has_mirror:
+            return boxes, confidences
+        seen, mirrored = boxes.chunk(2)
+        candidates = torch.cat([seen, view_boxes(mirrored, MIRROR, self.input_size)], dim=1)
+        return candidates, torch.cat(confidences.chunk(2), dim=1)
 
 
 def _surest(candidates: Tensor, confidences: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 
 from amsam_med import __version__
-from amsam_med.bundle import shipped_bundles
 from amsam_med.data.dicom_results import Algorithm
 from amsam_med.data.writers import dicom_labels
 from amsam_med.errors import AmsamError, ConfigError
@@ -40,6 +39,7 @@ from amsam_med.label.tasks import (
     RandomStrategy,
     SegmentTask,
 )
+from amsam_med.weights import shipped_bundles
 
 VERSIONS_FOLDER = ".amsam"
 """Where the trained versions are kept within a folder of studies, unless another place is given."""

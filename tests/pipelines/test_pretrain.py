@@ -180,17 +180,39 @@ def flat(level: int) -> Items:
     )
 
 
-def test_every_blob_is_marked_where_it_shows() -> None:
+def test_every_blob_is_marked_where_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "SPOTTED_SHARE", 0.0)
     torch.manual_seed(0)
     for _ in range(10):
         one = scenes.lay_blob(flat(200), flat(20))
         shows = (one.images[0, 0].float() - 200).abs()
-        assert ((shows > shows.max() / 2) == (one.ids[0, 0] == 1)).float().mean() > 0.99
+        assert ((shows > scenes.OUTLINE * shows.max()) == (one.ids[0, 0] == 1)).float().mean() > 0.99
         assert 0.01 < (one.ids == 1).float().mean() < 0.7
         assert one.whole[0].nonzero().tolist() == [[1]]
     two = scenes.lay_blob(one, flat(120))
     assert two.whole[0].nonzero().tolist() == [[1], [2]]
     assert (two.ids == 2).any()
+
+
+def test_a_spot_changes_the_colour_within_a_blob_and_not_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(scenes, "SPOTTED_SHARE", share)
+        torch.manual_seed(0)
+        blobs = [scenes.lay_blob(flat(100), flat(160)) for _ in range(5)]
+        assert all(blob.whole[0].nonzero().tolist() == [[1]] for blob in blobs)
+        # A plain blob on plain ground is grey throughout; a spot has a shade of its own in every channel.
+        tints = [blob.images[0, 0].float() - blob.images[0, 2].float() for blob in blobs]
+        assert any(bool(tint.any()) for tint in tints) == bool(share)
+
+
+def test_a_grey_image_stays_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(scenes, "GREY_SHARE", 1.0)
+    monkeypatch.setattr(scenes, "BUBBLES_SHARE", 0.0)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no noise
+    images = scenes.recolour(torch.rand(4, 3, SIZE, SIZE))
+    torch.testing.assert_close(images[:, 0], images[:, 1])
+    torch.testing.assert_close(images[:, 0], images[:, 2])
 
 
 def test_a_blob_of_what_it_lies_on_is_given_a_contrast() -> None:
