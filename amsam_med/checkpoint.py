@@ -189,9 +189,9 @@ def load_model(network: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
     what = f"{path} does not hold this network: it"
     content = read_pickled(path, "fetch it again or train the bundle")
-    if not isinstance(content, dict):
+    state = content.get("model", content) if isinstance(content, dict) else None  # older files have the key
+    if not isinstance(state, dict):
         raise WeightsError(f"{what} has no tensors by name; fetch it again or train the bundle")
-    state = content.get("model", content)  # older files have them under this key
     refuse_other_shapes(state, network.state_dict(), what, "fetch it again")
     refuse_non_finite(state, str(path))
     network.load_state_dict(state)

@@ -280,7 +280,7 @@ def test_a_model_of_nan_is_an_error_and_no_scores_are_written(
     tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
     model = torch.load(tiny_bundle / "models" / "model.pt", weights_only=True)
-    model["model"]["mask_decoder.mask_tokens.weight"].fill_(torch.nan)
+    model["mask_decoder.mask_tokens.weight"].fill_(torch.nan)
     torch.save(model, tmp_path / "model.pt")
     options = EvaluateOptions(str(tiny_bundle), overrides={"model_file": str(tmp_path / "model.pt")})
     with pytest.raises(WeightsError, match=r"NaN or infini"):

@@ -58,7 +58,7 @@ class Kit:
         path = self._root / f"{name}.safetensors"
         if not path.exists():
             network = build_amsam("tiny", **{"input_size": INPUT_SIZE, "base_weights": self.base, **settings})
-            save_adapter(set_trainable(network), path, {"bundle": "amsam_isic", "shots": 8, "epoch": 1, "d2_dice": 0.5})
+            save_adapter(set_trainable(network), path, {"shots": 8, "epoch": 1, "d2_dice": 0.5})
         return path
 
     @cached_property

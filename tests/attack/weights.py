@@ -522,7 +522,7 @@ def _model_of(world: World) -> bytes:
 def _model_of_nan(world: World, path: Path, count: int | None = None, value: float = float("nan")) -> None:
     import torch
 
-    state: Mapping[str, Any] = torch.load(world.bundle / "models" / "model.pt", weights_only=True)["model"]
+    state: Mapping[str, Any] = torch.load(world.bundle / "models" / "model.pt", weights_only=True)
     for name, one in state.items():
         if one.is_floating_point() and "running" not in name:
             if count is None:
@@ -530,7 +530,7 @@ def _model_of_nan(world: World, path: Path, count: int | None = None, value: flo
             elif "mask_decoder" in name and one.numel() > count:
                 one.view(-1)[:count] = value
                 break
-    torch.save({"model": dict(state)}, path)
+    torch.save(dict(state), path)
 
 
 def _base_of_nan(world: World, path: Path) -> None:

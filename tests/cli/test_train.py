@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +80,29 @@ def test_only_what_was_given_overrides_the_bundle(handed_on: list[TrainOptions],
     assert handed_on[1] == TrainOptions("amsam_isic")
 
 
-def own_settings(bundle: Path) -> None:
-    """Let a bundle want other things than the shipped ones, and trust it."""
-    file = bundle / "configs" / "train.yaml"
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that wants other things than the shipped ones."""
+    root = shutil.copytree(tiny_bundle, tmp_path / "own_bundle")
+    file = root / "configs" / "train.yaml"
     content = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({**content, **OWN}, sort_keys=False))
-    trust(bundle)
+    trust(root)
+    return root
 
 
 OWN = {"epochs": 2, "views": "none", "calibration": "learned", "shots": 4, "input_size": 64, "halves": False}
 
 
-def test_a_bundle_is_trained_as_it_says(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
-    own_settings(tiny_bundle)
-    assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(tiny_bundle), "--seed", "3")) == 0
+def test_a_bundle_is_trained_as_it_says(own_bundle: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(own_bundle), "--seed", "3")) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["asked"] == {"seed": 3}
     assert record["settings"].items() >= OWN.items()
 
 
-def test_the_help_shows_the_values_of_the_bundle(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own_settings(tiny_bundle)
-    assert cli.main(["train", "--bundle", str(tiny_bundle), "--help"]) == 0
+def test_the_help_shows_the_values_of_the_bundle(own_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--bundle", str(own_bundle), "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "Passes over D1. [x>=1] [default: 2]" in words
     assert "[default: all-examples]" in words
@@ -109,15 +111,15 @@ def test_the_help_shows_the_values_of_the_bundle(tiny_bundle: Path, capsys: pyte
 
 
 def test_paper_is_the_bundles_own(
-    handed_on: list[TrainOptions], tiny_bundle: Path, labelled_folder: Path, capsys: pytest.CaptureFixture[str]
+    handed_on: list[TrainOptions], own_bundle: Path, labelled_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tiny_bundle / "configs" / "paper.yaml").write_text("epochs: 41\n")
-    trust(tiny_bundle)
-    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(tiny_bundle))) == 0
+    (own_bundle / "configs" / "paper.yaml").write_text("epochs: 41\n")
+    trust(own_bundle)
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(own_bundle))) == 0
     assert handed_on[0].overrides == {"epochs": 41}
-    (tiny_bundle / "configs" / "paper.yaml").unlink()
-    trust(tiny_bundle)
-    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(tiny_bundle))) == 1
+    (own_bundle / "configs" / "paper.yaml").unlink()
+    trust(own_bundle)
+    assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(own_bundle))) == 1
     assert "has no configs/paper.yaml; copy it from a shipped bundle" in capsys.readouterr().err
 
 
