@@ -8,8 +8,9 @@ With ``--document`` the scores are also written as a table between that document
 
 The lesion detector learns from ISIC 2018's training part and HAM10000, and is selected on ISIC's validation part. The
 person detector learns from photos of people, from portraits cut out of them, and from people pasted onto scenes without
-any; every tenth image of a source, and every tenth person and scene, is held out for selection. Nothing that results
-are reported on is read: neither the test part of ISIC 2018 nor the last 100 of Human (Vikram).
+any; every tenth image of a source, and every tenth person and scene, is held out for selection. Both also learn from
+images of nothing: squares of plain skin, and scenes without people. Nothing that results are reported on is read:
+neither the test part of ISIC 2018 nor the last 100 of Human (Vikram).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from amsam_med.detect.labels import hold_out
 from amsam_med.detect.yolo import DetectorScores, TrainingOptions, TrainingProgress, save_detector, train_detector
 from amsam_med.weights import sha256
 from pipelines.reporting import table, write_block
+from pipelines.robustness import NO_LESION, VARIANTS, write_variant
 from pipelines.scenes import with_rest_of_person
 
 INPUT_SIZE = 192
@@ -92,7 +94,7 @@ def main(
     )
     input_size = input_size or (INPUT_SIZE if start is None else read_weights(start).input_size)
     with tempfile.TemporaryDirectory() as work:
-        split = person_split(data, Path(work), seed) if is_person else lesion_split(data)
+        split = person_split(data, Path(work), seed) if is_person else lesion_split(data, Path(work))
         prepare = preprocessing(input_size, with_label=True, label_at="original")
         train, validation = (Dataset(items, prepare) for items in split)
         detector, scores = train_detector(train, validation, options, _print)
@@ -113,15 +115,26 @@ def render_scores(scores: DetectorScores) -> str:
         "IoU ≥ 0.5": f"{100 * box.iou50:.1f} %",
         "IoU ≥ 0.75": f"{100 * box.iou75:.1f} %",
         "no box": f"{100 * box.without_box:.1f} %",
+        "boxes in images of nothing": box.false_boxes,
         "edge error": f"{box.edge_error:.3f}",
     }
     return table(list(cells), [list(cells.values())])
 
 
-def lesion_split(data: Path) -> Split:
-    """ISIC 2018's own parts; HAM10000, whose outlines are looser, joins the training part at half its weight."""
-    train = [*2 * isic2018_datalist(data / "isic2018", "train"), *folder_datalist(data / "ham10000")]
-    return Split(train, isic2018_datalist(data / "isic2018", "val"))
+def lesion_split(data: Path, work: Path) -> Split:
+    """ISIC 2018's own parts, each with the squares of plain skin in it, which go into ``work``.
+
+    HAM10000, whose outlines are looser, joins the training part at half its weight.
+    """
+    train, validation = (isic2018_datalist(data / "isic2018", part) for part in ("train", "val"))
+    skin = [plain_skin(items, work / f"skin-{part}") for part, items in (("train", train), ("val", validation))]
+    return Split([*2 * train, *folder_datalist(data / "ham10000"), *skin[0]], [*validation, *skin[1]])
+
+
+def plain_skin(items: Sequence[Item], folder: Path) -> list[Item]:
+    """Write the square of plain skin of each image that has room for one, with an empty mask, into ``folder``."""
+    variant = next(variant for variant in VARIANTS if variant.name == NO_LESION)
+    return [{"image": str(image), "label": str(mask)} for image, mask in write_variant(variant, items, folder)]
 
 
 def person_split(data: Path, work: Path, seed: int) -> Split:
@@ -141,9 +154,22 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
         pasted.append(paste_scenes(people, sceneries[part], count, work / f"pasted-{part}", rng))
         others = [item for number, item in enumerate(ccp[part]) if number % 3]
         portraits.append(cut_portraits(others, work / f"portraits-{part}", rng))
+    nobody = [_without_people(paths, work / f"nobody-{part}") for part, paths in enumerate(sceneries)]
     return Split(
-        4 * vikram.train + ccp.train[::3] + studio.train[::5] + 3 * coco.train + pasted[0] + portraits[0],
-        vikram.validation + ccp.validation[::3] + studio.validation[::5] + coco.validation + pasted[1] + portraits[1],
+        4 * vikram.train
+        + ccp.train[::3]
+        + studio.train[::5]
+        + 3 * coco.train
+        + pasted[0]
+        + portraits[0]
+        + 2 * nobody[0],
+        vikram.validation
+        + ccp.validation[::3]
+        + studio.validation[::5]
+        + coco.validation
+        + pasted[1]
+        + portraits[1]
+        + nobody[1],
     )
 
 
@@ -271,6 +297,17 @@ def scenes_without_people(data: Path) -> list[Path]:
     ids = _ids_of_people(data / "pretrain/coco128")
     of_coco = [path for path in sorted((data / "pretrain/coco128/images").iterdir()) if path.stem not in ids]
     return [*sorted((data / "pretrain/backgrounds/images").iterdir()), *of_coco]
+
+
+def _without_people(photos: Sequence[Path], folder: Path) -> list[Item]:
+    """Photos that show nobody, with empty masks."""
+    folder.mkdir(parents=True)
+    items = []
+    for photo in photos:
+        mask = folder / f"{photo.stem}.png"
+        Image.new("L", Image.open(photo).size).save(mask)
+        items.append({"image": str(photo), "label": str(mask)})
+    return items
 
 
 def _ids_of_people(coco: Path) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -176,7 +176,6 @@ class Field:
             self._found[detector_file] = Detections(*map(torch.cat, zip(*found, strict=True)))
         return self._found[detector_file]
 
-    @torch.no_grad()
     def dice(self, network: AmSam, boxes: Detections | None) -> list[float]:
         """Dice of each image at its own size, as ``amsam evaluate`` takes it.
 
@@ -184,12 +183,20 @@ class Field:
             network: In evaluation mode.
             boxes: As from :meth:`boxes`; None for no box.
         """
+
+        def draw(features: Tensor, some: slice) -> Tensor:
+            given = boxes and Detections(*(part[some] for part in boxes))
+            return predict_prompted(network, features, given).mask_logits
+
+        return self.score(draw)
+
+    @torch.no_grad()
+    def score(self, draw: Callable[[Tensor, slice], Tensor]) -> list[float]:
+        """As :meth:`dice`, of mask logits float ``(B, C + 1, h, w)`` that a function makes of features and places."""
         scores: list[float] = []
         for start in range(0, len(self), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            given = boxes and Detections(*(part[some] for part in boxes))
-            found = predict_prompted(network, self.features[some], given)
-            for mask_logits, truth in zip(found.mask_logits, self.truths[some], strict=True):
+            for mask_logits, truth in zip(draw(self.features[some], some), self.truths[some], strict=True):
                 size = (truth.shape[0], truth.shape[1])
                 scores.append(dice_score(restore_original(mask_logits, size), truth))
         return scores
