@@ -195,7 +195,7 @@ def _network(backbone: str, size: int) -> AmSam:
     """A network as it is used: its encoder's branches and norms merged."""
     network = build_amsam("tiny", input_size=size, rank=0, calibration="none")
     network.image_encoder = CompactImageEncoder(size, backbone_name=backbone)
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.eval().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

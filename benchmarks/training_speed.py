@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def main(base: str, shots: int, passes: int) -> None:
     print(f"the fastest that runs the encoder in every step, to our defaults: {min(others) / ours:.1f}")
 
 
-def _am_sam(bench: Bench, settings: dict[str, object], shots: int, is_paper: bool = False) -> float:
+def _am_sam(bench: Bench, settings: Mapping[str, object], shots: int, is_paper: bool = False) -> float:
     """Seconds from images on disk to a trained network; no detector, whose boxes cost some milliseconds an image."""
     job = Job(AM_SAM, {"prompt": "none", **settings}, is_paper=is_paper)
     start = time.process_time()

@@ -172,7 +172,7 @@ class Field:
         """A box an image, xyxy pixels of the model input; each detector looks once."""
         if detector_file not in self._found:
             detector: BoxDetector = load_detector(detector_file)
-            found = [detector(images) for images in self.images.split(AT_ONCE)]
+            found = [detector(images) for images in torch.split(self.images, AT_ONCE)]
             self._found[detector_file] = Detections(*map(torch.cat, zip(*found, strict=True)))
         return self._found[detector_file]
 

@@ -63,7 +63,8 @@ class Trust(NamedTuple):
 def choose(trust: Trust) -> float:
     """The highest threshold, in hundredths, that loses no more than :data:`MOST_LOST` beyond what is empty."""
     allowed = trust.lost(0) + MOST_LOST
-    return max(t for t in np.arange(0, 1, STEP).round(2).tolist() if trust.lost(t) <= allowed)
+    thresholds: list[float] = np.arange(0, 1, STEP).round(2).tolist()
+    return max(threshold for threshold in thresholds if trust.lost(threshold) <= allowed)
 
 
 def images_of_lesions(data: Path, output: Path) -> tuple[list[Path], list[Path]]:

@@ -149,8 +149,10 @@ def weights_of(output: Path) -> dict[str, str]:
 
 def percent(values: ArrayLike, digits: int = 1, sign: str = "") -> str:
     """The mean of shares in percent, with its 95 % bootstrap interval: ``87.6 (86.1 to 89.0)``."""
+    shares = np.asarray(values, dtype=np.float64)
     # A small negative number would be shown as -0.0 but for the addition.
-    mean, low, high = (round(100 * value, digits) + 0.0 for value in (np.mean(values), *bootstrap_interval(values)))
+    found: tuple[float, ...] = (shares.mean(), *bootstrap_interval(shares))
+    mean, low, high = (round(100 * value, digits) + 0.0 for value in found)
     form = f"{sign}.{digits}f"
     return f"{mean:{form}} ({low:{form}} to {high:{form}})"
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,7 +188,7 @@ def write_variant(variant: Variant, items: Sequence[Item], folder: Path) -> list
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = pool.map(lambda numbered: _write_one(variant, *numbered, folder), enumerate(items))
+        pairs = pool.map(lambda number, item: _write_one(variant, number, item, folder), count(), items)
         return [pair for pair in pairs if pair is not None]
 
 

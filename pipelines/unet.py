@@ -140,8 +140,8 @@ class Run(RestartableRun):
     def __init__(self, folder: Path, settings: dict[str, Any], device: torch.device) -> None:
         self.folder, self.settings, self.device = folder, settings, device
         self.step, self.elapsed, self.best_dice, self.validations = 0, 0.0, -1.0, 0
-        self.network = build_unet().to(device=device, memory_format=torch.channels_last)
-        ema = get_ema_multi_avg_fn(EMA_DECAY)
+        self.network = build_unet().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=PEAK_RATE, weight_decay=0.05)
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def train(run: Run, images: Images, shares: dict[str, float], minutes: float) ->
         run.network.train()
         loss = training_loss(run.network, scene, loss_function)
         run.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         run.optimizer.step()
         run.average.update_parameters(run.network)
