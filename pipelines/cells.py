@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import Expression, open_bundle
-from amsam_med.cli.train import paper_settings
+from amsam_med.bundle_settings import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original

@@ -31,7 +31,7 @@ from torch import Tensor
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import open_bundle
-from amsam_med.cli.train import paper_settings
+from amsam_med.bundle_settings import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.detect.yolo import TrainingOptions, load_detector, save_detector, train_detector

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from amsam_med.bundle_settings import as_configured as as_configured
 from amsam_med.errors import DataError
 
 _CONFIGURED = "amsam_med.cli.options.configured"
@@ -61,36 +62,6 @@ class BundleOption(click.Option):
         if isinstance(value, bool):
             return (self.opts if value else self.secondary_opts)[0].removeprefix("--")
         return str(value)
-
-
-def as_configured(bundle: str, name: str) -> dict[str, Any]:
-    """The plain values of one of a bundle's configuration files, by entry; nothing in it is run.
-
-    Args:
-        bundle: Name of a shipped bundle, or folder of any.
-        name: Of the file in ``configs/``.
-
-    Raises:
-        DataError: There is no such bundle, it has no such file, or the file cannot be read.
-    """
-    import yaml
-
-    from amsam_med.weights import locate_bundle
-
-    file = locate_bundle(bundle) / "configs" / name
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"bundle {bundle} has no configs/{name}; copy it from a shipped bundle") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}); mend it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds no names with values; compare it with that of a shipped bundle")
-    return {
-        key: value
-        for key, value in content.items()
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
-    }
 
 
 def typed(context: click.Context) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from amsam_med.bundle_settings import as_configured
+from amsam_med.bundle_settings import paper_settings as paper_settings
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
@@ -17,15 +19,6 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _of_bundle = partial(click.option, cls=options.BundleOption)
 _DIGITS = 9
 """Of a number of examples, at most."""
-
-
-def paper_settings(bundle: str = "amsam_isic") -> dict[str, Any]:
-    """What ``--paper`` sets: entries of ``train.yaml`` by name.
-
-    Raises:
-        DataError: The bundle has no ``paper.yaml``.
-    """
-    return options.as_configured(bundle, "paper.yaml")
 
 
 def _parse_shots(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -167,7 +160,7 @@ def train(
     from amsam_med.train import TrainOptions
     from amsam_med.train import train as run
 
-    prompt = overrides.get("prompt") or options.as_configured(bundle, "train.yaml").get("prompt")
+    prompt = overrides.get("prompt") or as_configured(bundle, "train.yaml").get("prompt")
     if cache is not None:
         overrides["cache_dir"] = str(cache)
     if base_weights is not None:
