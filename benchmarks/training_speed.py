@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import torch
 
 from amsam_med.data.datalists import open_datalist
 from amsam_med.synthetic import write_dermoscopy
+from amsam_med.threads import set_threads
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import Setting
 from pipelines.baselines.training import load_examples, train_baseline
@@ -37,7 +37,7 @@ BLO_SAM = {"prompt": "none", "calibration": "none"}
 @click.option("--passes", type=click.IntRange(1), default=2, help="That are run of a relative's 100.")
 def main(base: str, shots: int, passes: int) -> None:
     """Print the seconds of each and the ratio."""
-    torch.set_num_threads(1)
+    set_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         for part in ("train", "test"):
             write_dermoscopy(Path(scratch) / "isic2018" / part, shots, seed=0)

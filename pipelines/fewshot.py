@@ -41,6 +41,7 @@ from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
+from amsam_med.threads import set_threads
 from amsam_med.weights import locate_bundle
 from pipelines.reporting import write_block
 
@@ -515,7 +516,7 @@ def run(
     threads: int,
 ) -> None:
     """Run the cells of a data set: those of the table on its test part, trials on images for selection."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     offered = TABLE if rows == "table" else trial_rows()
     if unknown := set(only) - {row.name for row in offered}:

@@ -35,8 +35,8 @@ from torch.nn.functional import one_hot
 from amsam_med import weights
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import ImageScore, score_image, summarise
+from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
 from amsam_med.records import Cells
 from pipelines.reporting import (

@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, clip_boxes, jitter_boxes
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 from amsam_med.learn.loss import SegmentationLoss
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction

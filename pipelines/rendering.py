@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
+from amsam_med.files import atomic_path
 from pipelines.cells import TASKS, settings_of
 from pipelines.store import Cell, Store
 from pipelines.tables import Row, Table

@@ -33,8 +33,8 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evaluate, score_image, summarise
+from amsam_med.files import atomic_path, write_json
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
 from pipelines.reporting import percent, table, write_block
@@ -261,7 +261,7 @@ def compare(data: Path, output: Path, task: Task, device: torch.device) -> str:
         "bundle": {"name": name, **asdict(result.summary)},
         "dice": {entry.image: {"unet": entry.dice, "bundle": of_bundle[entry.image]} for entry in of_unet},
     }
-    (output / "compare.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "compare.json", record)
     unet, bundle = summarise(of_unet), result.summary
     header = ["", "images", "Dice, %", "Jaccard, %", "median Dice, %", "empty masks"]
     rows = [

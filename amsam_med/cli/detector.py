@@ -113,7 +113,8 @@ def train(
     from amsam_med.data.transforms import preprocessing
     from amsam_med.detect.labels import hold_out
     from amsam_med.detect.yolo import TrainingOptions, save_detector, train_detector
-    from amsam_med.locks import held, sweep_unfinished
+    from amsam_med.files import sweep_unfinished
+    from amsam_med.locks import held
     from amsam_med.machine import limits_named
 
     options = TrainingOptions(
