@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
 from amsam_med.bundle_settings import as_configured as as_configured
+from amsam_med.choices import DeviceName, ViewKind
 from amsam_med.errors import DataError
 
 _CONFIGURED = "amsam_med.cli.options.configured"
@@ -30,10 +31,10 @@ adapters_base = click.option(
     "--base-weights", type=_file, help="The base that the adapter was trained on.  [default: the one it names]"
 )
 detector = click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
-device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+device = click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True)
 test_views = click.option(
     "--test-views",
-    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
+    type=click.Choice(get_args(ViewKind)[::-1]),  # what costs the least first
     help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
     "[default: the bundle's, which is none]",
 )
