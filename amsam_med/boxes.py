@@ -7,16 +7,16 @@ model's square input, ``box_in_original`` in the image file.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 
+from amsam_med.choices import BoxChoice as BoxChoice
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
-BoxChoice = Literal["vote", "surest"]
-"""How a detector comes to its one box: the vote of many, or the most confident one."""
 
 
 class Detections(NamedTuple):

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from amsam_med.boxes import BoxChoice
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, WeightsError
+from amsam_med.files import atomic_path
 from amsam_med.learn.hypergradient import Hypergradient
 from amsam_med.learn.levels import trainable_state
 from amsam_med.model import AmSam

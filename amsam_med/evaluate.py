@@ -10,7 +10,6 @@ over the classes that its prediction or its truth holds.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -30,8 +29,8 @@ from torch import Tensor
 from amsam_med.bundle import Expression, model_overrides, open_bundle
 from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.tables import TableWriter
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
+from amsam_med.files import atomic_path, write_json
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
@@ -261,8 +260,7 @@ class ScoreHandler:
         with atomic_path(self.output_dir / SCORES_TABLE) as path:
             _write_table(self.scores, path)
         content = {**asdict(self.summary), "record": self.record}
-        with atomic_path(self.output_dir / SCORES_SUMMARY) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self.output_dir / SCORES_SUMMARY, content)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 from urllib.parse import quote
 
 from amsam_med.data.tables import visible
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND, WITHOUT_BOX, Flag
 from amsam_med.records import RESULTS, FileFlag
 

@@ -12,7 +12,6 @@ torch has. That is as fast as one batch in all threads. On other devices the ima
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from amsam_med.boxes import BoxDetector, Detections, box_from_mask
 from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
+from amsam_med.threads import kept_threads, single_threaded_pool
 from amsam_med.views import ViewKind, unview_boxes, unview_image, view_boxes, view_image, views_of
 
 NOT_FOUND = "not found"
@@ -170,11 +170,8 @@ class PromptInferer(Inferer):
             return self._predict(inputs, network, boxes)
         singles = torch.split(inputs, 1)
         of_single = [None] * len(singles) if boxes is None else torch.split(boxes, 1)
-        with ThreadPoolExecutor(min(threads, len(singles)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                return _joined(list(pool.map(self._predict, singles, [network] * len(singles), of_single)))
-            finally:
-                torch.set_num_threads(threads)  # part of what the pool's threads set holds for all
+        with kept_threads(), single_threaded_pool(min(threads, len(singles))) as pool:
+            return _joined(list(pool.map(self._predict, singles, [network] * len(singles), of_single)))
 
     @torch.no_grad()
     def _predict(self, inputs: Tensor, network: AmSam, boxes: Tensor | None) -> Segmentation:

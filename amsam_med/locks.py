@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from amsam_med.errors import ConfigError
+from amsam_med.files import sweep_unfinished as sweep_unfinished
 
 
 @contextmanager
@@ -37,20 +37,6 @@ def held(lock: Path, what: str) -> Iterator[None]:
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
-
-
-def sweep_unfinished(file: Path) -> None:
-    """Remove what killed writers of ``file`` left beside it; call it where the output is held.
-
-    Args:
-        file: A file written by :func:`amsam_med.data.writers.atomic_path` or
-            :func:`amsam_med.detect.files.replace_file`.
-    """
-    unfinished = re.compile(rf"\.{re.escape(file.name)}\.([0-9a-f]{{8}}{re.escape(file.suffix)}|\d+\.tmp)")
-    if file.parent.is_dir():
-        for path in file.parent.iterdir():
-            if unfinished.fullmatch(path.name):
-                path.unlink(missing_ok=True)
 
 
 def _locked(lock: Path, what: str) -> AbstractContextManager[object]:

@@ -39,6 +39,7 @@ from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
 from amsam_med.records import RUN, Earlier, sweep
 from amsam_med.sources import InputFile
 from amsam_med.stages import Outcome, Stages
+from amsam_med.threads import set_threads
 
 FILES_PER_TASK = 32
 """Files that a worker takes at once, and does again when it is lost."""
@@ -251,7 +252,7 @@ _opened: dict[str, Stages] = {}  # by run; a worker process holds those of its l
 def _stages(setup: _Setup) -> Stages:
     if setup.run not in _opened:
         _opened.clear()
-        torch.set_num_threads(1)  # Ray gives a task one CPU
+        set_threads(1)  # Ray gives a task one CPU
         _check_is_shared(setup)
         _opened[setup.run] = setup.open_stages()
     return _opened[setup.run]

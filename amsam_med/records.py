@@ -42,8 +42,9 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from amsam_med.data.tables import TableWriter, hidden, visible
-from amsam_med.data.writers import FORMATS, atomic_path
+from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.files import atomic_path, is_unfinished, write_json
 from amsam_med.measure import Measurements
 from amsam_med.schema import Record, Sha256, read_record
 
@@ -55,7 +56,6 @@ VERB = "segment"
 
 _PACKAGES = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm", "numpy", "pillow", "pydicom")
 _FORMAT = "2"  # of the journal; raise it when columns change
-_LENT = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
 _LENT_FOR_RUN = re.compile(r"\.(results\.csv|run\.json|report\.html)\.[0-9a-f]{8}\.\w+")
 _TABLES = """
     CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
@@ -453,8 +453,7 @@ class Records:
             yield
 
     def _write_run(self) -> None:
-        with atomic_path(self.folder / RUN) as path:
-            path.write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / RUN, self._facts)
 
     def _write_rows(self) -> None:
         with atomic_path(self.folder / RESULTS) as path, path.open("w", newline="", encoding="utf-8") as stream:
@@ -480,7 +479,7 @@ def sweep(folder: Path) -> None:
         for parent, folders, names in os.walk(folder / name):  # links are not followed
             folders[:] = [one for one in folders if not one.startswith(".")]
             for one in names:
-                if one.startswith(".") and _LENT.fullmatch(one):
+                if is_unfinished(one):
                     Path(parent, one).unlink(missing_ok=True)
 
 

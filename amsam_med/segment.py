@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 from monai.bundle.config_parser import ConfigParser
@@ -39,6 +39,7 @@ from pydantic import Field, StringConstraints
 
 from amsam_med import __version__, weights
 from amsam_med.bundle import BundleParser, model_overrides, open_bundle
+from amsam_med.choices import DeviceName, EngineName
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import Window
 from amsam_med.data.tables import visible
@@ -55,8 +56,8 @@ from amsam_med.stages import Outcome, Reading, Stages, cannot_write
 from amsam_med.views import ViewKind
 from amsam_med.weights import shipped_bundles
 
-DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("local", "ray")
+DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 REPORT = "report.html"
 SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""

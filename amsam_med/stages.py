@@ -15,7 +15,6 @@ one may be larger.
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import os
 import struct
@@ -24,7 +23,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image
 from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
 from amsam_med.errors import AmsamError, ConfigError, DataError
+from amsam_med.files import sha256 as file_digest
 from amsam_med.infer import WITHOUT_BOX, PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.machine import is_out_of_memory
@@ -49,6 +49,7 @@ from amsam_med.measure import measure
 from amsam_med.model import AmSam
 from amsam_med.records import Earlier, FileFlag, Part, Picture, Row, is_inside
 from amsam_med.sources import InputFile, local_copy, unpacked_bytes
+from amsam_med.threads import single_threaded_pool
 
 COPIED_BYTES = 1 << 30
 """How much of the temporary disk local copies take at once, as far as their sizes are known."""
@@ -340,12 +341,6 @@ class Stages:
         return Outcome(file.given, pictures, file.formats, sum(job.earlier is not None for job in file.jobs))
 
 
-def file_digest(path: Path) -> str:
-    """The sha256 of a file in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 class _File:
     """A file on its way: what is known of it so far, and the first error that is not one picture's alone."""
 
@@ -624,8 +619,7 @@ def _in_order(
     """
     ahead: deque[Future[R]] = deque()
     iterator = iter(items)
-    # Each thread that calls torch has a team of torch's threads of its own: the network's is enough.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with single_threaded_pool(workers) as pool:  # the network's threads of torch are enough
         try:
             while True:
                 while ahead and (len(ahead) > depth or is_full()):

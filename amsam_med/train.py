@@ -41,9 +41,9 @@ from amsam_med.data.check import refuse_useless_masks
 from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import preprocessing, restore_original
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import score_image
+from amsam_med.files import atomic_path, write_json
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.learn.handler import UPPER_LOSS
@@ -205,7 +205,7 @@ class RunRecorder:
         if self.is_active:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._base_digest = frozen_digest(self.network)
-            _write_json(self.folder / SPLIT, self._identity())
+            write_json(self.folder / SPLIT, self._identity())
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it continues."""
@@ -377,7 +377,7 @@ def _train(
     result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
     draw_curves(recorder.history, folder / CURVES)
     draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], parser), folder / PANEL)
-    _write_json(folder / RUN, _summary(result, options, recorder, parser))
+    write_json(folder / RUN, _summary(result, options, recorder, parser))
     return result
 
 
@@ -428,8 +428,3 @@ def _is_plain(value: Any) -> bool:
 def _told(path: str) -> str:
     """A path as text; bytes of it that are no UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -9,14 +9,13 @@ that trust ends where the configuration changes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.files import atomic_path, write_json
 from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
 from amsam_med.weights import bundles_folder
@@ -127,7 +126,7 @@ def refuse_untrusted(root: Path) -> None:
 def register_bundles() -> None:
     """Record the configurations of the shipped bundles as they are now (for pipelines, in a checkout)."""
     digests = {path.parent.name: bundle_digest(path.parent) for path in bundles_folder().glob("*/configs")}
-    _SHIPPED.write_text(json.dumps({"bundles": digests}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(_SHIPPED, {"bundles": digests}, sort_keys=True)
 
 
 def trust_file() -> Path:

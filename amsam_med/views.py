@@ -8,15 +8,11 @@ Which of them make sense depends on what is shown: a lesion has no up side, a pe
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from amsam_med.choices import ViewKind as ViewKind
 from amsam_med.errors import ConfigError
-
-ViewKind = Literal["all", "mirror", "none"]
-"""Which views augment: all eight, the image and its left-right mirror (for upright things), or the image alone."""
 
 VIEW_COUNT = 8
 MIRROR = 4

@@ -6,8 +6,6 @@ Some files are embedded in the package or its bundles; their sha256 stands in ``
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import PositiveInt, RootModel
 
+from amsam_med import files
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
@@ -236,13 +235,12 @@ def register(name: str, file: Path) -> Path:
     if not file.is_file():
         raise WeightsError(f"cannot register {name}: there is no file {file}")
     target = _embedded_place(weights)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not (target.exists() and target.samefile(file)):
-        shutil.copyfile(file, part := target.with_name(f"{target.name}.part"))
-        part.replace(target)
+        with files.atomic_path(target) as lent:
+            shutil.copyfile(file, lent)
     record = _read_record() | {name: _Registered(bytes=target.stat().st_size, sha256=sha256(target))}
     plain = {name: entry.model_dump() for name, entry in record.items()}
-    _record_file().write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files.write_json(_record_file(), plain, sort_keys=True)
     return target
 
 
@@ -329,8 +327,7 @@ def _state(weights: Weights, path: Path) -> State:
 
 @cache
 def _sha256_once(path: Path, size: int, modified_ns: int) -> str:  # size and time are there to key the cache
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return files.sha256(path)
 
 
 def _explain(weights: Weights, path: Path | None, state: State, folder: Path | None) -> str:

@@ -69,7 +69,7 @@ def _network_alone(bundle: str, images: list[Path]) -> float:
     inputs = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in images])
     inferer.predict(inputs[:BATCH_SIZE], network)
     start = time.perf_counter()
-    for batch in inputs.split(BATCH_SIZE):
+    for batch in torch.split(inputs, BATCH_SIZE):
         inferer.predict(batch, network)
     return time.perf_counter() - start
 

@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import click
 import timm
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +34,7 @@ from amsam_med.data.datalists import list_images
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.decoder import EMBEDDING_CHANNELS
 from amsam_med.model.encoders import CompactImageEncoder
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.views import VIEWS_OF_KIND
@@ -64,8 +66,8 @@ class OtherEncoder(CompactImageEncoder):
     def __init__(self, input_size: int, backbone: str) -> None:
         super().__init__(input_size)
         network = timm.create_model(backbone, features_only=True, out_indices=(-3, -2, -1), pretrained=False)
-        self.feature_channels = sum(network.feature_info.channels())
-        self.neck[0] = nn.Conv2d(self.feature_channels, self.neck[2].in_channels, kernel_size=1)
+        self.feature_channels = sum(cast(FeatureInfo, network.feature_info).channels())
+        self.neck[0] = nn.Conv2d(self.feature_channels, EMBEDDING_CHANNELS, kernel_size=1)
         self.backbone = network
         self.fuse()
 
@@ -118,9 +120,10 @@ def _parts(network: AmSam, inferer: PromptInferer) -> list[Part]:
 
 def _in_turns(network: AmSam, inferer: PromptInferer, backbone: str, batches: Sequence[Tensor]) -> tuple[float, float]:
     """Milliseconds an image of the bundle, and of its network with another backbone and without a rival."""
-    other = build_amsam(**network.settings).eval()
+    settings: dict[str, Any] = network.settings
+    other = build_amsam(**settings).eval()
     other.image_encoder = OtherEncoder(network.input_size, backbone).eval()
-    other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other.to(memory_format=torch.channels_last)
     plain = PromptInferer(inferer.detector)
     pair = (partial(inferer.predict, network=network), partial(plain.predict, network=other))
     seconds = [[_seconds(partial(predict, batch)) for predict in pair] for batch in batches]
@@ -151,7 +154,7 @@ def _batches(data: Path | None, count: int, prepare: Callable[[Any], Any]) -> tu
 
 def _prepared(paths: Sequence[Path], prepare: Callable[[Any], Any]) -> list[Tensor]:
     images = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in paths])
-    return [batch for batch in images.split(BATCH_SIZE) if len(batch) == BATCH_SIZE]
+    return [batch for batch in torch.split(images, BATCH_SIZE) if len(batch) == BATCH_SIZE]
 
 
 def _data_of_environment() -> Path | None:

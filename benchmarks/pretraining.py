@@ -36,6 +36,7 @@ from amsam_med.data.transforms import restore_original
 from amsam_med.evaluate import dice_score
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import CompactImageEncoder
+from amsam_med.threads import kept_threads, set_threads
 from pipelines.pretrain import STAGES, Recipe
 from pipelines.reporting import table, write_block
 
@@ -195,7 +196,7 @@ def _network(backbone: str, size: int) -> AmSam:
     """A network as it is used: its encoder's branches and norms merged."""
     network = build_amsam("tiny", input_size=size, rank=0, calibration="none")
     network.image_encoder = CompactImageEncoder(size, backbone_name=backbone)
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.eval().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -204,14 +205,13 @@ def _milliseconds(network: AmSam, rounds: int = 25) -> float:
     size = network.input_size
     image = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]]) * size
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        network(image, box)
-        seconds.append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
+    with kept_threads():
+        set_threads(1)
+        for _ in range(rounds):
+            start = time.perf_counter()
+            network(image, box)
+            seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)
 
 

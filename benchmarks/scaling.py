@@ -24,6 +24,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -171,10 +172,10 @@ def _journal(folder: Path, output: Path, files: int) -> dict[str, float]:
 
 def _row(cells: dict[str, str]) -> Row:
     """A row from its text; numbers stay text, which is what they end as."""
-    measured = Measurements(**{column.name: cells[column.name] or None for column in fields(Measurements)})
+    numbers: dict[str, Any] = {column.name: cells[column.name] or None for column in fields(Measurements)}
     files = {column: cells[column] for column in FILE_COLUMNS}
-    facts = {column.name: cells[column.name] or None for column in fields(Row) if column.name in cells}
-    return Row(**{**facts, "measured": measured, "files": files, "error": ""})
+    facts: dict[str, Any] = {column.name: cells[column.name] or None for column in fields(Row) if column.name in cells}
+    return Row(**{**facts, "measured": Measurements(**numbers), "files": files, "error": ""})
 
 
 def _plan(archive: int, costs: dict[str, float], kilobytes: dict[str, float], journal: dict[str, float]) -> None:

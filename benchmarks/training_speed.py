@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import click
-import torch
 
 from amsam_med.data.datalists import open_datalist
 from amsam_med.synthetic import write_dermoscopy
+from amsam_med.threads import set_threads
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import Setting
 from pipelines.baselines.training import load_examples, train_baseline
@@ -36,7 +37,7 @@ BLO_SAM = {"prompt": "none", "calibration": "none"}
 @click.option("--passes", type=click.IntRange(1), default=2, help="That are run of a relative's 100.")
 def main(base: str, shots: int, passes: int) -> None:
     """Print the seconds of each and the ratio."""
-    torch.set_num_threads(1)
+    set_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         for part in ("train", "test"):
             write_dermoscopy(Path(scratch) / "isic2018" / part, shots, seed=0)
@@ -55,7 +56,7 @@ def main(base: str, shots: int, passes: int) -> None:
     print(f"the fastest that runs the encoder in every step, to our defaults: {min(others) / ours:.1f}")
 
 
-def _am_sam(bench: Bench, settings: dict[str, object], shots: int, is_paper: bool = False) -> float:
+def _am_sam(bench: Bench, settings: Mapping[str, object], shots: int, is_paper: bool = False) -> float:
     """Seconds from images on disk to a trained network; no detector, whose boxes cost some milliseconds an image."""
     job = Job(AM_SAM, {"prompt": "none", **settings}, is_paper=is_paper)
     start = time.process_time()

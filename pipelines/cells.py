@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import Expression, open_bundle
-from amsam_med.cli.train import paper_settings
+from amsam_med.bundle_settings import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
@@ -234,7 +234,7 @@ class Bench:
             trained = self.train(job, identity.shots, identity.seed, detector_file)
         scores = self.test.score(trained.predict)
         network = trained.network
-        is_baseline = isinstance(network, BaselineNetwork)
+        baseline = network if isinstance(network, BaselineNetwork) else None
         measured = Measured(
             dice=statistics.fmean(scores.values()),
             train_seconds=round(watch.seconds, 2) if job.is_trained else 0.0,
@@ -243,8 +243,8 @@ class Bench:
             peak_megabytes=round(watch.megabytes, 1),
             trained_parameters=sum(one.numel() for one in trained_parameters(network)) if job.is_trained else 0,
             parameters=_count(network),
-            origin=network.origin if is_baseline else self.place.base,
-            variant=network.variant if is_baseline else "",
+            origin=self.place.base if baseline is None else baseline.origin,
+            variant="" if baseline is None else baseline.variant,
             device=_device_name(self.place.device),
             threads=torch.get_num_threads(),
             is_processor_time=is_processor_time(self.place.device),

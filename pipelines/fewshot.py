@@ -31,7 +31,7 @@ from torch import Tensor
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import open_bundle
-from amsam_med.cli.train import paper_settings
+from amsam_med.bundle_settings import paper_settings
 from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.detect.yolo import TrainingOptions, load_detector, save_detector, train_detector
@@ -41,6 +41,7 @@ from amsam_med.keys import Keys
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
+from amsam_med.threads import set_threads
 from amsam_med.weights import locate_bundle
 from pipelines.reporting import write_block
 
@@ -172,7 +173,7 @@ class Field:
         """A box an image, xyxy pixels of the model input; each detector looks once."""
         if detector_file not in self._found:
             detector: BoxDetector = load_detector(detector_file)
-            found = [detector(images) for images in self.images.split(AT_ONCE)]
+            found = [detector(images) for images in torch.split(self.images, AT_ONCE)]
             self._found[detector_file] = Detections(*map(torch.cat, zip(*found, strict=True)))
         return self._found[detector_file]
 
@@ -522,7 +523,7 @@ def run(
     threads: int,
 ) -> None:
     """Run the cells of a data set: those of the table on its test part, trials on images for selection."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
     offered = TABLE if rows == "table" else trial_rows()
     if unknown := set(only) - {row.name for row in offered}:

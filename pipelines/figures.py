@@ -32,12 +32,13 @@ from torch import Tensor
 from amsam_med import weights
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import restore_original
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import AmsamError, DataError
 from amsam_med.evaluate import dice_score
+from amsam_med.files import atomic_path
 from amsam_med.model import AmSam
 from amsam_med.report import BLUE, DOTS_PER_INCH, ORANGE
 from amsam_med.synthetic import write_dermoscopy
+from amsam_med.threads import set_threads
 from pipelines.cells import AM_SAM, TASKS, Bench, Job, Place, run_cell
 from pipelines.options import common_options
 from pipelines.store import Cell, Store
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.drawn and options.figure not in ("figure1", "figure4"):
         raise DataError(f"{options.figure} is not made of drawn lesions; give --data")
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     place = Place(
         data=draw_set(options.output / "drawn") if options.drawn else options.data,
         output=options.output,

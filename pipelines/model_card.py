@@ -35,8 +35,8 @@ from torch.nn.functional import one_hot
 from amsam_med import weights
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import ImageScore, score_image, summarise
+from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
 from amsam_med.records import Cells
 from pipelines.reporting import (
@@ -176,8 +176,8 @@ def worst(cases: Sequence[Case], count: int = SHOWN) -> list[Case]:
 
 def near_copies(items: Sequence[Item], others: Sequence[Item]) -> set[str]:
     """Stems of the images that look like one of ``others``: their grey thumbnails correlate."""
-    correlation = _thumbnails(items) @ _thumbnails(others).T
-    is_copy = (correlation > COPY_CORRELATION).any(axis=1)
+    correlation = _thumbnails(items) @ _thumbnails(others).T  # (N, M)
+    is_copy = np.any(correlation > COPY_CORRELATION, axis=1)
     return {image_stem(item["image"]) for item, copied in zip(items, is_copy, strict=True) if copied}
 
 
@@ -190,7 +190,8 @@ def _thumbnails(items: Sequence[Item]) -> NDArray[np.float32]:
         square = ImageOps.fit(picture.convert("L"), (THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
         values = np.asarray(square, dtype=np.float32).ravel()
         values = values - values.mean()
-        return values / max(float(np.linalg.norm(values)), 1e-6)
+        unit: NDArray[np.float32] = values / max(float(np.linalg.norm(values)), 1e-6)
+        return unit
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.stack(list(pool.map(thumbnail, items)))
@@ -381,9 +382,9 @@ def _outline(
 
 
 def _legend(thing: str, with_photos: bool) -> list[Patch | Line2D]:
-    true = {"facecolor": "none" if with_photos else OBJECT, "edgecolor": EDGE}
+    inside = "none" if with_photos else OBJECT
     return [
-        Patch(**true, label=f"truth: the {thing}"),
+        Patch(facecolor=inside, edgecolor=EDGE, label=f"truth: the {thing}"),
         Line2D([], [], color=PREDICTION, ls=(0, (4, 1.5)), lw=1.8, label="mask of the model"),
         Line2D([], [], color=BOX, ls=(0, (1, 1.5)), lw=1.6, label="box of the detector"),
     ]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import Item, isic2018_datalist
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.report import BLUE, DOTS_PER_INCH, LIGHT_BLUE

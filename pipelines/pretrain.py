@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, clip_boxes, jitter_boxes
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 from amsam_med.learn.loss import SegmentationLoss
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
@@ -156,7 +156,8 @@ def prompt_loss(prediction: Prediction, prompts: Prompts, mask_loss: nn.Module) 
     iou = (is_object * target).sum(dim=(1, 2, 3)) / union
     doubt = IOU_WEIGHT * functional.mse_loss(prediction.predicted_iou[:, 1], iou)
     if target.any():
-        return doubt + mask_loss(prediction.mask_logits, target)
+        loss: Tensor = doubt + mask_loss(prediction.mask_logits, target)
+        return loss
     if prompts.boxes is not None:
         return doubt
     return doubt + functional.cross_entropy(prediction.mask_logits, target[:, 0].long())
@@ -254,6 +255,7 @@ class Run(RestartableRun):
     """
 
     PROGRESS = ("step", "elapsed")
+    network: AmSam
 
     def __init__(self, folder: Path, name: str, recipe: Recipe, device: torch.device, input_size: int) -> None:
         self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
@@ -261,7 +263,7 @@ class Run(RestartableRun):
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        features = list(self.network.image_encoder.backbone.parameters())  # type: ignore[union-attr]
+        features = list(self.network.image_encoder.backbone.parameters())
         others = [p for name, p in self.network.named_parameters() if ".backbone." not in name]
         groups = [{"params": features, "share": recipe.backbone_rate}, {"params": others, "share": 1.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, weight_decay=0.05, fused=True)
@@ -276,7 +278,7 @@ class Run(RestartableRun):
     def begin(self) -> None:
         """Fill the new network with what is known already: ImageNet's features, and how to follow a prompt."""
         if self.recipe.encoder == "imagenet":
-            load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)  # type: ignore[arg-type]
+            load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)
         if self.recipe.start:
             own, old = self.network.state_dict(), read_tensors(weights.find(self.recipe.start), "fetch it again")[0]
             left_out = () if self.recipe.encoder == "base" else ("image_encoder.",)
@@ -309,7 +311,7 @@ class Run(RestartableRun):
         """Write the averaged weights as a base in fp16, with the backbone's branches merged."""
         network = self._build(self.network.input_size)
         network.load_state_dict(self.average.module.state_dict())
-        network.image_encoder.fuse()  # type: ignore[operator]  # the compact encoder's
+        network.image_encoder.fuse()
         state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
         target = self.folder / f"{self.name}.safetensors"
         with atomic_path(target) as path:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
+from amsam_med.files import atomic_path
 from pipelines.cells import TASKS, settings_of
 from pipelines.store import Cell, Store
 from pipelines.tables import Row, Table
@@ -240,10 +241,11 @@ def compare(cells: Sequence[Cell], reference: Sequence[Cell]) -> tuple[float | N
     return p, 100 * float(differences.mean())
 
 
-def _mean_scores(cells: Sequence[Cell]) -> np.ndarray:
+def _mean_scores(cells: Sequence[Cell]) -> NDArray[np.float64]:
     """Dice of each image ``(N,)``, mean over the cells; images in the order of their names."""
     names = sorted(cells[0].scores)
-    return np.array([[cell.scores[name] for name in names] for cell in cells]).mean(axis=0)
+    mean: NDArray[np.float64] = np.array([[cell.scores[name] for name in names] for cell in cells]).mean(axis=0)
+    return mean
 
 
 def _paper(table: Table, row: Row, key: Key) -> float | None:

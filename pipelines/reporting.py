@@ -22,8 +22,8 @@ from amsam_med.boxes import box_from_mask
 from amsam_med.data.datalists import image_stem
 from amsam_med.data.readers import read_mask
 from amsam_med.data.tables import read_table
-from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import bootstrap_interval, dice_score
+from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND
 from amsam_med.records import RESULTS, Cells, read_run
 from amsam_med.segment import SegmentOptions, segment
@@ -149,8 +149,10 @@ def weights_of(output: Path) -> dict[str, str]:
 
 def percent(values: ArrayLike, digits: int = 1, sign: str = "") -> str:
     """The mean of shares in percent, with its 95 % bootstrap interval: ``87.6 (86.1 to 89.0)``."""
+    shares = np.asarray(values, dtype=np.float64)
     # A small negative number would be shown as -0.0 but for the addition.
-    mean, low, high = (round(100 * value, digits) + 0.0 for value in (np.mean(values), *bootstrap_interval(values)))
+    found: tuple[float, ...] = (shares.mean(), *bootstrap_interval(shares))
+    mean, low, high = (round(100 * value, digits) + 0.0 for value in found)
     form = f"{sign}.{digits}f"
     return f"{mean:{form}} ({low:{form}} to {high:{form}})"
 

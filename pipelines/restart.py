@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import click
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from amsam_med.data.writers import atomic_path
 
@@ -30,7 +31,7 @@ class RestartableRun:
     folder: Path
     settings: dict[str, Any]
     network: nn.Module
-    average: nn.Module
+    average: AveragedModel
     optimizer: torch.optim.Optimizer
 
     @property

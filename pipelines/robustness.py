@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from PIL import Image, ImageEnhance
 
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_mask
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path, write_json
 from amsam_med.synthetic.strokes import cover, wandering_strokes
 from pipelines.reporting import (
     Scored,
@@ -187,7 +188,7 @@ def write_variant(variant: Variant, items: Sequence[Item], folder: Path) -> list
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = pool.map(lambda numbered: _write_one(variant, *numbered, folder), enumerate(items))
+        pairs = pool.map(lambda number, item: _write_one(variant, number, item, folder), count(), items)
         return [pair for pair in pairs if pair is not None]
 
 
@@ -312,7 +313,7 @@ def main(verb: str, data: Path | None, output: Path, bundle: str, limit: int | N
     words += [f"--limit {limit}"] if limit is not None else []
     record = {"command": " ".join(words), "bundle": Path(bundle).name, "images": len(items)}
     output.mkdir(parents=True, exist_ok=True)
-    (output / "robustness.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "robustness.json", record)
     for variant in VARIANTS:
         scores = run_variant(variant, items, output / variant.name, bundle)
         dice = "" if variant.name == NO_LESION else f", Dice {percent([entry.dice for entry in scores])}"

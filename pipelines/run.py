@@ -16,10 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from amsam_med import weights
 from amsam_med.errors import AmsamError, DataError
+from amsam_med.threads import set_threads
 from pipelines.cells import Bench, Place, run_cell
 from pipelines.options import common_options
 from pipelines.rendering import render
@@ -92,7 +91,7 @@ def chosen_rows(table: Table, options: argparse.Namespace) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     table = read_table(options.table, options.profile)
     if options.sets:
         table = Table(**{**vars(table), "sets": tuple(options.sets)})

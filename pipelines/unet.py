@@ -33,8 +33,8 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.data.writers import atomic_path
 from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evaluate, score_image, summarise
+from amsam_med.files import atomic_path, write_json
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
 from pipelines.reporting import percent, table, write_block
@@ -140,8 +140,8 @@ class Run(RestartableRun):
     def __init__(self, folder: Path, settings: dict[str, Any], device: torch.device) -> None:
         self.folder, self.settings, self.device = folder, settings, device
         self.step, self.elapsed, self.best_dice, self.validations = 0, 0.0, -1.0, 0
-        self.network = build_unet().to(device=device, memory_format=torch.channels_last)
-        ema = get_ema_multi_avg_fn(EMA_DECAY)
+        self.network = build_unet().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=PEAK_RATE, weight_decay=0.05)
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def train(run: Run, images: Images, shares: dict[str, float], minutes: float) ->
         run.network.train()
         loss = training_loss(run.network, scene, loss_function)
         run.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         run.optimizer.step()
         run.average.update_parameters(run.network)
@@ -261,7 +261,7 @@ def compare(data: Path, output: Path, task: Task, device: torch.device) -> str:
         "bundle": {"name": name, **asdict(result.summary)},
         "dice": {entry.image: {"unet": entry.dice, "bundle": of_bundle[entry.image]} for entry in of_unet},
     }
-    (output / "compare.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "compare.json", record)
     unet, bundle = summarise(of_unet), result.summary
     header = ["", "images", "Dice, %", "Jaccard, %", "median Dice, %", "empty masks"]
     rows = [

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError
-from amsam_med.locks import held, sweep_unfinished
+from amsam_med.locks import held
 
 HOLDER = """
 import sys, time
@@ -43,18 +42,3 @@ def test_folders_that_were_made_for_nothing_are_gone_again(tmp_path: Path) -> No
     with held(tmp_path / "a" / "b" / ".lock", "it"):
         (tmp_path / "a" / "b" / "result").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "result"]
-
-
-def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "checkpoint.pt"
-    (tmp_path / ".checkpoint.pt.1234.tmp").touch()
-    with atomic_path(target) as unfinished:
-        unfinished.touch()
-        kept = [
-            tmp_path / name for name in ("checkpoint.pt.old", ".checkpoint.pt.notes.pt", ".history.csv.0a1b2c3d.csv")
-        ]
-        for path in kept:
-            path.touch()
-        sweep_unfinished(target)
-        assert sorted(tmp_path.iterdir()) == sorted(kept)
-        unfinished.touch()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def detector() -> None:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.device
 def train(
     folders: tuple[Path, ...],
     output: Path,
@@ -113,7 +114,8 @@ def train(
     from amsam_med.data.transforms import preprocessing
     from amsam_med.detect.labels import hold_out
     from amsam_med.detect.yolo import TrainingOptions, save_detector, train_detector
-    from amsam_med.locks import held, sweep_unfinished
+    from amsam_med.files import sweep_unfinished
+    from amsam_med.locks import held
     from amsam_med.machine import limits_named
 
     options = TrainingOptions(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from amsam_med.choices import Part, ViewKind
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from amsam_med.evaluate import EvaluateResult
-    from amsam_med.views import ViewKind
 
 
 @click.command(no_args_is_help=True)
 @options.labelled_data
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
-@click.option("--part", type=click.Choice(["train", "val", "test"]), help="Part of the set.  [default: test, if any]")
+@click.option("--part", type=click.Choice(get_args(Part)), help="Part of the set.  [default: test, if any]")
 @click.option(
     "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
 )
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def evaluate(
     data: Path,
     output: Path,
-    part: str | None,
+    part: Part | None,
     bundle: str | None,
     trust_bundle: bool,
     adapter: Path | None,

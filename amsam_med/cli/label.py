@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.errors import ConfigError
 from amsam_med.label.server import is_address, serve
@@ -58,7 +59,7 @@ Examples:
     help="With a DICOMweb server: keeps images, labels and models of it here.  [default: ~/.amsam/label/SERVER]",
 )
 @click.option("--follow-links", is_flag=True, help="Also show images that are links to files outside the folder.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.device
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def label(
     studies: str,

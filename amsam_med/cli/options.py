@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
+from amsam_med.bundle_settings import as_configured as as_configured
+from amsam_med.choices import DeviceName, ViewKind
 from amsam_med.errors import DataError
 
 _CONFIGURED = "amsam_med.cli.options.configured"
@@ -29,10 +31,10 @@ adapters_base = click.option(
     "--base-weights", type=_file, help="The base that the adapter was trained on.  [default: the one it names]"
 )
 detector = click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
-device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+device = click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True)
 test_views = click.option(
     "--test-views",
-    type=click.Choice(["none", "mirror", "all"]),  # of amsam_med.views.ViewKind
+    type=click.Choice(get_args(ViewKind)[::-1]),  # what costs the least first
     help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
     "[default: the bundle's, which is none]",
 )
@@ -61,36 +63,6 @@ class BundleOption(click.Option):
         if isinstance(value, bool):
             return (self.opts if value else self.secondary_opts)[0].removeprefix("--")
         return str(value)
-
-
-def as_configured(bundle: str, name: str) -> dict[str, Any]:
-    """The plain values of one of a bundle's configuration files, by entry; nothing in it is run.
-
-    Args:
-        bundle: Name of a shipped bundle, or folder of any.
-        name: Of the file in ``configs/``.
-
-    Raises:
-        DataError: There is no such bundle, it has no such file, or the file cannot be read.
-    """
-    import yaml
-
-    from amsam_med.weights import locate_bundle
-
-    file = locate_bundle(bundle) / "configs" / name
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"bundle {bundle} has no configs/{name}; copy it from a shipped bundle") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}); mend it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds no names with values; compare it with that of a shipped bundle")
-    return {
-        key: value
-        for key, value in content.items()
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
-    }
 
 
 def typed(context: click.Context) -> dict[str, Any]:

@@ -8,19 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from amsam_med.choices import EngineName, FormatName, SliceAxis, ViewKind
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
-    from amsam_med.data.nifti import SliceAxis
     from amsam_med.segment import Progress, SegmentSummary, Step
-    from amsam_med.views import ViewKind
 
-FORMAT_NAMES = ("png", "overlay", "contour", "nifti", "dicom-seg", "dicom-sr")
+FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 """Of amsam_med.data.writers.FORMATS, which --help need not load."""
 TABLE = "csv"
 """The table is always written; the name is there for who wants nothing else."""
@@ -94,7 +93,7 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
 @click.option("--overwrite", is_flag=True, help="Do again what an earlier run into this folder has done.")
 @click.option(
     "--slice-axis",
-    type=click.Choice(["auto", "0", "1", "2"]),
+    type=click.Choice([str(axis) for axis in get_args(SliceAxis)]),
     default="auto",
     callback=_axis,
     help="Array axis along which NIfTI volumes are cut.  [default: the third]",
@@ -120,7 +119,7 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
 @click.option("--store", is_flag=True, help="Send dicom-seg and dicom-sr to the DICOMweb server of the image.")
 @click.option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
+    type=click.Choice(get_args(EngineName)),
     default="local",
     show_default=True,
     help="ray: a worker process on each CPU of a Ray cluster; the same results.",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from amsam_med.bundle_settings import as_configured
+from amsam_med.bundle_settings import paper_settings as paper_settings
+from amsam_med.choices import Adapted, BaseName, BoxChoice, CalibrationMode, Hypergradient, PromptKind, ViewKind
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
@@ -17,15 +20,6 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _of_bundle = partial(click.option, cls=options.BundleOption)
 _DIGITS = 9
 """Of a number of examples, at most."""
-
-
-def paper_settings(bundle: str = "amsam_isic") -> dict[str, Any]:
-    """What ``--paper`` sets: entries of ``train.yaml`` by name.
-
-    Raises:
-        DataError: The bundle has no ``paper.yaml``.
-    """
-    return options.as_configured(bundle, "paper.yaml")
 
 
 def _parse_shots(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -56,36 +50,36 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str | None) 
 @_of_bundle("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the draw and the training.")
 @_of_bundle(
     "--base",
-    type=click.Choice(["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]),
+    type=click.Choice(get_args(BaseName)),
     help="tiny and tiny-general (which saw no dermoscopy) are embedded; `amsam weights get` fetches SAM's own.",
 )
 @click.option("--base-weights", type=_file, help="Weights of the base.  [default: the ones of that name]")
 @options.detector
 @_of_bundle(
     "--prompt",
-    type=click.Choice(["box", "box+point", "none"]),
+    type=click.Choice(get_args(PromptKind)),
     help="What of the box the network sees; +point adds its centre.",
 )
 @_of_bundle(
     "--calibration",
-    type=click.Choice(["none", "paper", "learned"]),
+    type=click.Choice(get_args(CalibrationMode)),
     help="Of the masks, by Hadamard products (Eq. 9-12); the paper's only rescales logits, learned trains the fusion.",
 )
 @_of_bundle(
     "--hypergradient",
-    type=click.Choice(["first-order", "unrolled", "exact"]),
+    type=click.Choice(get_args(Hypergradient)),
     help="How the upper level (Eq. 7-8) looks through the lower one: not at all (fastest), or through one step of it.",
 )
 @_of_bundle("--epochs", type=click.IntRange(min=1), help="Passes over D1.")
 @_of_bundle("--batch-size", type=click.IntRange(min=1), help="Of both levels; the paper has 1.")
 @_of_bundle(
     "--views",
-    type=click.Choice(["all", "mirror", "none"]),
+    type=click.Choice(get_args(ViewKind)),
     help="What augments: the eight flips and rotations, the left-right mirror alone (people), or nothing.",
 )
 @_of_bundle(
     "--adapts",
-    type=click.Choice(["decoder", "neck", "stage"]),
+    type=click.Choice(get_args(Adapted)),
     help="What is adapted: the mask decoder, as in the paper; also the encoder's neck, its two last convolutions; or "
     "also the encoder's last stage.",
 )
@@ -96,7 +90,7 @@ def _parse_shots(ctx: click.Context, param: click.Parameter, value: str | None) 
 )
 @_of_bundle(
     "--box-choice",
-    type=click.Choice(["vote", "surest"]),
+    type=click.Choice(get_args(BoxChoice)),
     help="The detector's boxes vote on one, of the image and its mirror image, which it must be sure of; or its surest "
     "box counts as it is, as in the paper.",
 )
@@ -167,7 +161,7 @@ def train(
     from amsam_med.train import TrainOptions
     from amsam_med.train import train as run
 
-    prompt = overrides.get("prompt") or options.as_configured(bundle, "train.yaml").get("prompt")
+    prompt = overrides.get("prompt") or as_configured(bundle, "train.yaml").get("prompt")
     if cache is not None:
         overrides["cache_dir"] = str(cache)
     if base_weights is not None:

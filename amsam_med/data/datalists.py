@@ -20,10 +20,11 @@ import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 
+from amsam_med.choices import Part as Part
 from amsam_med.data.readers import IMAGE_SUFFIXES, image_size, is_image_file
 from amsam_med.errors import ConfigError, DataError
 
@@ -31,7 +32,6 @@ Item: TypeAlias = dict[str, str]
 """``{"image": path, "label": path}``."""
 
 Folder: TypeAlias = str | PathLike[str]
-Part: TypeAlias = Literal["train", "val", "test"]
 
 ISIC2018_FOLDERS = {
     "train": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),

@@ -44,8 +44,8 @@ from amsam_med.data.deidentify import deidentified, without_dates
 from amsam_med.data.dicom_header import read_header as read_dicom_header
 from amsam_med.data.dicom_header import starts_as_dicom
 from amsam_med.data.quiet import quiet_decoders
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError, MissingExtraError
+from amsam_med.files import atomic_path
 from amsam_med.opening import open_regular
 
 PRODUCT = "AM-SAM Med"

@@ -6,7 +6,6 @@ checksums, and the number of images after unpacking.
 
 from __future__ import annotations
 
-import hashlib
 import http
 import http.client
 import os
@@ -25,6 +24,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeAlias
 
+from amsam_med import files
 from amsam_med.data.datalists import (
     ISIC2018_COUNTS,
     ISIC2018_FOLDERS,
@@ -34,7 +34,6 @@ from amsam_med.data.datalists import (
     tiktok_datalist,
 )
 from amsam_med.data.readers import IMAGE_SUFFIXES
-from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
 
 ISIC2018_URL = "https://isic-archive.s3.amazonaws.com/challenges/2018"
@@ -301,10 +300,7 @@ def _check(part: Path, name: str, size: int | None, sha256: str | None) -> None:
 
 def _sha256(path: Path, expected: str | None) -> str | None:
     """The file's hash, or None where none is expected."""
-    if expected is None:
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if expected is None else files.sha256(path)
 
 
 def _check_space(name: str, folder: Path, needed: int) -> None:
@@ -350,7 +346,7 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path, arch
         if member.is_dir():
             target.mkdir(parents=True, exist_ok=True)
             return
-        with content.open(member) as packed, atomic_path(target) as unfinished, unfinished.open("wb") as file:
+        with content.open(member) as packed, files.atomic_path(target) as unfinished, unfinished.open("wb") as file:
             shutil.copyfileobj(packed, file, _CHUNK_BYTES)
             if file.tell() != member.file_size:
                 raise zipfile.BadZipFile(f"{file.tell():,} bytes instead of {member.file_size:,}")

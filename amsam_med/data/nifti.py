@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -35,6 +35,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
+from amsam_med.choices import SliceAxis as SliceAxis
 from amsam_med.data.pictures import to_uint8, window_range
 from amsam_med.data.unpacking import first_bytes, unpacked
 from amsam_med.errors import AmsamError, DataError
@@ -43,7 +44,6 @@ from amsam_med.opening import open_regular
 VOLUME_LIMIT = 4 << 30
 """The largest compressed volume, in bytes as it is unpacked."""
 
-SliceAxis: TypeAlias = Literal["auto", 0, 1, 2]
 Values: TypeAlias = NDArray[Any]
 """Of the type that the file has, or that its scaling makes of it."""
 

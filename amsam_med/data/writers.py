@@ -5,12 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import struct
-import uuid
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -34,6 +31,7 @@ from torch import Tensor
 from amsam_med.data.datalists import image_stem
 from amsam_med.data.nifti import SliceAxis, read_geometry
 from amsam_med.errors import DataError
+from amsam_med.files import atomic_path as atomic_path
 from amsam_med.keys import Keys
 
 if TYPE_CHECKING:
@@ -175,23 +173,6 @@ class Format(NamedTuple):
     def fits(self, image_format: str) -> bool:
         """Whether there is such a result of an image file of this format."""
         return not self.sources or image_format in self.sources
-
-
-@contextmanager
-def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
-    """Lend a name beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
-
-    Readers see the old file or the whole new one. Missing folders are made; a failed block leaves nothing behind.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, as libraries choose the format by it.
-    lent = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield lent
-        os.replace(lent, path)
-    finally:
-        lent.unlink(missing_ok=True)
 
 
 def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) -> None:

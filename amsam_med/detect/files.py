@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, WeightsError
+from amsam_med.files import replace_file as replace_file
 from amsam_med.schema import Record, checked
 from amsam_med.tensors import read_tensors, refuse_non_finite
 
@@ -114,17 +114,6 @@ def compact(tensor: Tensor) -> Tensor:
     """A copy for storage: floats as fp16, cut at its range; step counters as they are."""
     tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensor.clamp(-_HALF_LIMIT, _HALF_LIMIT).half() if tensor.is_floating_point() else tensor
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> DetectorWeights:

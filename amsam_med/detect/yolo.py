@@ -13,7 +13,6 @@ it, and :class:`_Training` runs none of its integrations.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -31,14 +30,16 @@ from torch.nn.functional import interpolate
 from torchvision.ops import box_convert, box_iou
 
 from amsam_med.boxes import BoxChoice, Detections, clip_boxes, full_image_box, scale_boxes
-from amsam_med.detect.files import MIN_CONFIDENCE, DetectorWeights, compact, read_weights, replace_file, write_weights
+from amsam_med.detect.files import MIN_CONFIDENCE, DetectorWeights, compact, read_weights, write_weights
 from amsam_med.detect.labels import Samples, YoloFolder, write_yolo_folder
 from amsam_med.detect.scores import BoxScores, score_boxes
 from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.files import write_json
 from amsam_med.keys import Keys
 from amsam_med.machine import limits_named
 from amsam_med.scratch import scratch_folder
 from amsam_med.tensors import refuse_non_finite, refuse_other_shapes
+from amsam_med.threads import kept_threads
 from amsam_med.views import MIRROR, view_boxes
 
 
@@ -318,7 +319,7 @@ def save_detector(detector: YoloDetector, path: Path, scores: DetectorScores | N
     write_weights(weights, path, model=f"{ARCHITECTURE}.yaml", ultralytics=ultralytics.__version__)
     if scores is not None:
         plain = {**scores._asdict(), "best_box": scores.best_box._asdict()}
-        replace_file(path.with_suffix(".json"), (json.dumps(plain, indent=2) + "\n").encode())
+        write_json(path.with_suffix(".json"), plain)
 
 
 def train_detector(
@@ -405,9 +406,8 @@ class _Training(DetectionTrainer):
         self._step = 0
         self.best_state: Mapping[str, Tensor] = {}
         self.best_metrics: Mapping[str, float] = {}
-        threads = torch.get_num_threads()
-        super().__init__(overrides=_ultralytics_settings(train, options))
-        torch.set_num_threads(threads)  # ultralytics takes all cores but one
+        with kept_threads():  # ultralytics takes all cores but one
+            super().__init__(overrides=_ultralytics_settings(train, options))
         self.model = network
 
     def measure(self) -> None:

@@ -9,7 +9,6 @@ used: records entry by entry, adapters as :mod:`amsam_med.checkpoint` does; noth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -17,7 +16,6 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -34,14 +32,16 @@ from amsam_med.bundle import model_overrides, open_bundle
 from amsam_med.checkpoint import frozen_digest, read_adapter, save_adapter
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
-from amsam_med.data.writers import Labels, atomic_path
+from amsam_med.data.writers import Labels
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
+from amsam_med.files import sha256, write_json
 from amsam_med.infer import WITHOUT_BOX, PromptInferer, Segmentation, judge_masks
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
 from amsam_med.schema import Record, read_record
 from amsam_med.segment import result_labels
+from amsam_med.threads import single_threaded_pool
 from amsam_med.train import ADAPTER, TrainOptions, train
 from amsam_med.views import MIRROR, unview_image, view_image
 
@@ -169,7 +169,7 @@ class LabelModel:
         self._embeddings: OrderedDict[str, tuple[Tensor, Size]] = OrderedDict()
         # One thread computes, with one of torch's: results are those of the command line, and a training beside it on
         # the cores left does not slow both down many times over.
-        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = single_threaded_pool(1)
 
     def current(self) -> Version | None:
         """The version in use; None while it is the model to begin with.
@@ -244,9 +244,9 @@ class LabelModel:
             int(run.name), run / ADAPTER, round(after, 4), round(before, 4), len(examples), round(result.seconds, 1)
         )
         facts = {**version._asdict(), "adapter": f"{run.name}/{ADAPTER}"}
-        _write_json(run / VERSION, facts)
+        write_json(run / VERSION, facts, default=str)
         if after >= before:
-            _write_json(self.folder / CURRENT, facts)
+            write_json(self.folder / CURRENT, facts, default=str)
         return version
 
     def versions(self) -> list[Version]:
@@ -383,8 +383,7 @@ class LabelModel:
 
     def _embedding(self, path: Path, parts: _Parts) -> tuple[Tensor, Size]:
         """The embedding float ``(1, 256, S/16, S/16)`` of a picture, the same for all versions, and its size."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256(path)
         with self._lock:
             if digest in self._embeddings:
                 self._embeddings.move_to_end(digest)
@@ -464,8 +463,3 @@ def _facts(found: Segmentation) -> dict[str, Any]:
         "certainty": round(float(found.certainty[0]), 4),
         "flags": [str(flag) for flag in found.flags[0]],
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as lent:
-        lent.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from amsam_med.evaluate import dice_score
 from amsam_med.label.datastores import DICOM, PNG
 from amsam_med.label.models import Clicks, Found, LabelModel
 from amsam_med.label.volumes import VOLUMES, read_label, write_volume
+from amsam_med.threads import set_threads
 
 DRAWINGS: Mapping[str, Callable[[dict[str, Any]], tuple[str, int]]] = {
     "asap": create_asap_annotations_xml,
@@ -160,7 +161,7 @@ class FewShotTrainTask(TrainTask):  # type: ignore[misc]  # MONAI Label carries 
         Raises:
             DataError: There are too few labels, or one cannot be used.
         """
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # the server goes on answering on the core left
+        set_threads(max(1, torch.get_num_threads() - 1))  # the server goes on answering on the core left
         with tempfile.TemporaryDirectory() as scratch:
             examples = [_example(pair, Path(scratch), index) for index, pair in enumerate(datastore.datalist())]
             _log.info("Training on %d labelled images", len(examples))

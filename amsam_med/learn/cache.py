@@ -8,9 +8,7 @@ data list and views of it before training starts, so that an epoch costs the dec
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -27,6 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from amsam_med.boxes import BoxDetector, box_from_mask, full_image_box, jitter_boxes
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.files import atomic_path
 from amsam_med.keys import Keys
 from amsam_med.views import ViewKind, view_boxes, view_image, views_of
 
@@ -270,13 +269,8 @@ class _FolderStore:
     def write(self, key: str, embedding: Tensor) -> Tensor:
         """Put the entry into place in one move: a reader sees all of it or nothing, also when we are interrupted."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{uuid.uuid4().hex}.unfinished")
-        try:
+        with atomic_path(path) as unfinished:
             save_file({ENTRY: embedding.contiguous()}, unfinished)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
         return load_file(path)[ENTRY]
 
     def _path(self, key: str) -> Path:

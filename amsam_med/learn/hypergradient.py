@@ -17,15 +17,15 @@ ICLR 2019).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from amsam_med.choices import Hypergradient as Hypergradient
+
 Parameters = Mapping[str, Tensor]
 LevelLoss = Callable[[Parameters, Parameters], Tensor]
 """Loss of W and A (in this order) on one batch: a scalar with a gradient."""
-Hypergradient = Literal["first-order", "unrolled", "exact"]
 
 FINITE_DIFFERENCE = 0.01
 """Length of the step in weight space over which the finite difference is taken (DARTS)."""

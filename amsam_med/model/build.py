@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
+from amsam_med.choices import Adapted as Adapted
+from amsam_med.choices import BaseName as BaseName
 from amsam_med.errors import ConfigError, WeightsError
 from amsam_med.model.amsam import AmSam
 from amsam_med.model.calibration import CalibrationMode, CalibrationScope, MaskCalibration
@@ -15,10 +17,6 @@ from amsam_med.model.encoders import CompactImageEncoder, SamImageEncoder, VitSi
 from amsam_med.model.prompt import PATCH, PromptEncoder, PromptKind
 from amsam_med.tensors import read_pickled, read_tensors, refuse_non_finite
 
-BaseName = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
-"""Names of bases; see :func:`build_amsam`."""
-Adapted = Literal["decoder", "neck", "stage"]
-"""What few-shot training adapts; see :func:`build_amsam`."""
 VIT_SIZES = {
     "vit_b": VitSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": VitSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),

@@ -9,15 +9,14 @@ the mask.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from amsam_med.choices import CalibrationMode as CalibrationMode
+from amsam_med.choices import CalibrationScope as CalibrationScope
 from amsam_med.errors import ConfigError
-
-CalibrationMode = Literal["none", "paper", "learned"]
-CalibrationScope = Literal["image", "batch"]
 
 
 def hadamard_products(upscaled: Tensor, mask_vectors: Tensor) -> Tensor:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from segment_anything.modeling import PromptEncoder as SamPromptEncoder
 from torch import Tensor
 
 from amsam_med.boxes import box_centres
+from amsam_med.choices import PromptKind as PromptKind
 from amsam_med.errors import ConfigError
 from amsam_med.model.decoder import EMBEDDING_CHANNELS
-
-PromptKind = Literal["box", "box+point", "none"]
 
 PATCH = 16
 """Input pixels per position of the image embedding, along each axis."""

@@ -6,7 +6,10 @@ has a HarDNet), cut at stride 16.
 
 from __future__ import annotations
 
+from typing import cast
+
 import timm
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from amsam_med.model.amsam import Prediction
@@ -43,7 +46,8 @@ class AutoSam(BaselineNetwork):
         self.generator = timm.create_model(
             backbone, features_only=True, out_indices=(STRIDE_16,), pretrained=setting.is_pretrained
         )
-        self.to_prompt = nn.Conv2d(self.generator.feature_info.channels()[-1], EMBEDDING_CHANNELS, kernel_size=1)
+        channels = cast(FeatureInfo, self.generator.feature_info).channels()[-1]
+        self.to_prompt = nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1)
         generator = "ImageNet" if setting.is_pretrained else RANDOM_WEIGHTS
         self.origin = f"{setting.base}; generator: {generator}"
 

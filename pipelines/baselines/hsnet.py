@@ -9,9 +9,11 @@ all five have a part in the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from timm.models.pvt_v2 import Block
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
@@ -42,7 +44,8 @@ class CrossSemanticAttention(nn.Module):
         deep = _resized(deep, fine)
         by_deep = fine * self.gate_of_deep(deep).sigmoid()
         by_fine = deep * self.gate_of_fine(fine).sigmoid()
-        return fine + self.fuse(torch.cat([by_deep, by_fine], dim=1))
+        exchanged: Tensor = fine + self.fuse(torch.cat([by_deep, by_fine], dim=1))
+        return exchanged
 
 
 class HybridStage(nn.Module):
@@ -66,7 +69,8 @@ class HybridStage(nn.Module):
         far = self.transformer(features.flatten(2).transpose(1, 2), (h, w)).transpose(1, 2).reshape(b, c, h, w)
         near = self.cnn(features)
         gated = [far * self.gate_of_near(near).sigmoid(), near * self.gate_of_far(far).sigmoid()]
-        return self.fuse(torch.cat(gated, dim=1))
+        fused: Tensor = self.fuse(torch.cat(gated, dim=1))
+        return fused
 
 
 class HsNet(BaselineNetwork):
@@ -84,9 +88,10 @@ class HsNet(BaselineNetwork):
     ) -> None:
         super().__init__()
         self.norm = ImagenetNorm()
-        self.encoder = timm.create_model(backbone, features_only=True, pretrained=setting.is_pretrained, **options)
+        further: dict[str, Any] = {**options}
+        self.encoder = timm.create_model(backbone, features_only=True, pretrained=setting.is_pretrained, **further)
         self.laterals = nn.ModuleList(
-            _convolution(channels, width) for channels in self.encoder.feature_info.channels()
+            _convolution(channels, width) for channels in cast(FeatureInfo, self.encoder.feature_info).channels()
         )
         self.exchanges = nn.ModuleList(CrossSemanticAttention(width) for _ in range(3))
         self.stages = nn.ModuleList(HybridStage(width, reduction) for reduction in REDUCTIONS)

@@ -7,16 +7,16 @@ has no recipe, and scores its logits as it scores AM-SAM's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from amsam_med.model import AmSam, build_amsam
-from amsam_med.model.encoders import IMAGENET_MEAN, IMAGENET_STD
+from amsam_med.model.encoders import IMAGENET_MEAN, IMAGENET_STD, SamImageEncoder
 from amsam_med.views import ViewKind
 
 LOGIT_STRIDE = 4
@@ -140,6 +140,13 @@ def frozen_sam(setting: Setting, num_classes: int = 1) -> AmSam:
         base_weights=setting.base_file,
     )
     return sam.requires_grad_(False)
+
+
+def vit_blocks(sam: AmSam) -> Iterable[Any]:
+    """The transformer blocks of a base with SAM's ViT, whose parts a baseline may exchange; they carry no types."""
+    assert isinstance(sam.image_encoder, SamImageEncoder)
+    blocks: Iterable[Any] = sam.image_encoder.blocks
+    return blocks
 
 
 class ImagenetNorm(nn.Module):

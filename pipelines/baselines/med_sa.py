@@ -13,7 +13,7 @@ from timm.models.repvit import RepViTBlock
 from torch import Tensor, nn
 
 from amsam_med.model.build import COMPACT_BASES
-from pipelines.baselines.interface import Baseline, BaselineNetwork, Recipe, Setting, frozen_sam
+from pipelines.baselines.interface import Baseline, BaselineNetwork, Recipe, Setting, frozen_sam, vit_blocks
 
 SHRINK = 4
 MLP_SCALE = 0.5
@@ -37,7 +37,8 @@ class Adapter(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The adapter's own contribution, of the shape of its input."""
-        return self.up(self.act(self.down(features)))
+        contribution: Tensor = self.up(self.act(self.down(features)))
+        return contribution
 
 
 class Followed(nn.Module):
@@ -49,8 +50,9 @@ class Followed(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Mix, then adapt."""
-        mixed = self.mixer(features)
-        return mixed + self.adapter(mixed)
+        mixed: Tensor = self.mixer(features)
+        adapted: Tensor = mixed + self.adapter(mixed)
+        return adapted
 
 
 class Flanked(nn.Module):
@@ -62,7 +64,8 @@ class Flanked(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Both see the same input."""
-        return self.mixer(features) + MLP_SCALE * self.adapter(features)
+        adapted: Tensor = self.mixer(features) + MLP_SCALE * self.adapter(features)
+        return adapted
 
 
 class MedSa(BaselineNetwork):
@@ -81,18 +84,20 @@ class MedSa(BaselineNetwork):
             self.variant = "convolutional encoder: adapters in its RepViT blocks"
             _adapt_convolutions(self.sam.image_encoder)
         else:
-            for block in self.sam.image_encoder.blocks:
+            for block in vit_blocks(self.sam):
                 width = block.attn.qkv.in_features
                 block.attn = Followed(block.attn, Adapter(width))
                 block.mlp = Flanked(block.mlp, Adapter(width))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float ``(B, 2, S/4, S/4)``, with the default prompt."""
-        return self.sam(images)
+        logits: Tensor = self.sam(images)
+        return logits
 
 
 def _adapt_convolutions(encoder: nn.Module) -> None:
-    for block in [module for module in encoder.modules() if isinstance(module, RepViTBlock)]:
+    blocks: list[Any] = [module for module in encoder.modules() if isinstance(module, RepViTBlock)]
+    for block in blocks:  # whose parts are exchanged for modules of other classes
         width = block.channel_mixer.conv2.out_channels
         block.token_mixer = Followed(block.token_mixer, Adapter(width, is_convolutional=True))
         block.channel_mixer = Flanked(block.channel_mixer, Adapter(width, is_convolutional=True))

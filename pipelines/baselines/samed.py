@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amsam_med.model.build import COMPACT_BASES
-from pipelines.baselines.interface import Baseline, BaselineNetwork, Recipe, Setting, frozen_sam
+from pipelines.baselines.interface import Baseline, BaselineNetwork, Recipe, Setting, frozen_sam, vit_blocks
 
 RANK = 4
 
@@ -79,12 +79,13 @@ class Samed(BaselineNetwork):
             self.variant = "convolutional encoder: LoRA on its 1 × 1 convolutions"
             _adapt_convolutions(self.sam.image_encoder, rank)
         else:
-            for block in self.sam.image_encoder.blocks:
+            for block in vit_blocks(self.sam):
                 block.attn.qkv = LoraQueryValue(block.attn.qkv, rank)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float ``(B, 2, S/4, S/4)``, with the default prompt."""
-        return self.sam(images)
+        logits: Tensor = self.sam(images)
+        return logits
 
 
 def _adapt_convolutions(encoder: nn.Module, rank: int) -> None:

@@ -100,7 +100,8 @@ class SelfSupport(BaselineNetwork):
         return [torch.cat(one) for one in zip(*rounds, strict=True)]
 
     def _embed(self, images: Tensor) -> Tensor:
-        return self.features(self.norm(images))["out"]  # (B, 1024, S/8, S/8)
+        features: Tensor = self.features(self.norm(images))["out"]  # (B, 1024, S/8, S/8)
+        return features
 
     def _segment(self, query: Tensor, support: Prototypes) -> list[Tensor]:
         """Logits ``(1, 2, h, w)`` of ``(1, C, h, w)`` after each round, the last the best."""

@@ -41,7 +41,8 @@ class PatchExpand(nn.Module):
         b, h, w, _ = features.shape
         f = self.factor
         wide = self.expand(features).view(b, h, w, f, f, -1)
-        return self.norm(wide.permute(0, 1, 3, 2, 4, 5).reshape(b, h * f, w * f, -1))
+        expanded: Tensor = self.norm(wide.permute(0, 1, 3, 2, 4, 5).reshape(b, h * f, w * f, -1))
+        return expanded
 
 
 class UpStage(nn.Module):
@@ -68,7 +69,8 @@ class UpStage(nn.Module):
 
     def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
         """Join ``(B, h, w, C)`` and ``(B, 2 h, 2 w, C / 2)``: float ``(B, 2 h, 2 w, C / 2)``."""
-        return self.blocks(self.join(torch.cat([self.expand(deep), shallow], dim=-1)))
+        joined: Tensor = self.blocks(self.join(torch.cat([self.expand(deep), shallow], dim=-1)))
+        return joined
 
 
 class SwinUnet(BaselineNetwork):
@@ -116,7 +118,8 @@ class SwinUnet(BaselineNetwork):
         *shallow, features = self.down(self.norm(images))  # (B, h, w, C), strides 4 to 32
         for stage, skipped in zip(self.up, reversed(shallow), strict=True):
             features = stage(features, skipped)
-        return self.head(self.final(features)).permute(0, 3, 1, 2)
+        logits: Tensor = self.head(self.final(features))  # (B, S, S, 2)
+        return logits.permute(0, 3, 1, 2)
 
 
 SWIN_UNET = Baseline("SwinUnet", "Cao et al., ECCV Workshops 2022", SwinUnet, Recipe(rate=5e-4, pretrained_rate=1e-4))

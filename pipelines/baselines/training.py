@@ -128,7 +128,11 @@ def train_baseline(
         optimizer=optimizer,
         loss_function=DeepLoss(recipe.lambda_dice),
         prepare_batch=PrepareBatchExtraInput({"labels": Keys.LABEL.value}),
-        train_handlers=[SeedHandler(seed), LrScheduleHandler(schedule, print_lr=False, epoch_level=False)],
+        # MONAI names the old class of torch's schedules.
+        train_handlers=[
+            SeedHandler(seed),
+            LrScheduleHandler(schedule, print_lr=False, epoch_level=False),  # type: ignore[arg-type]
+        ],
         decollate=False,
     )
     if progress is not None:
@@ -157,13 +161,14 @@ def course(iterations: int, warm_up: int) -> Callable[[int], float]:
     def share(iteration: int) -> float:
         if iteration < rising:
             return (iteration + 1) / rising
-        return max(0.0, 1 - (iteration - rising) / max(1, iterations - rising)) ** SCHEDULE_POWER
+        left = max(0.0, 1 - (iteration - rising) / max(1, iterations - rising))
+        return math.pow(left, SCHEDULE_POWER)
 
     return share
 
 
 def _optimizer(network: nn.Module, recipe: Recipe, is_pretrained: bool) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     rate = recipe.pretrained_rate if is_pretrained and recipe.pretrained_rate is not None else recipe.rate
     return kind(list(trained_parameters(network)), lr=rate, weight_decay=recipe.weight_decay)
 

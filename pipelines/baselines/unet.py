@@ -26,7 +26,8 @@ class PlainNetwork(BaselineNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float ``(B, 2, h, w)``."""
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
 
 def build_plain_unet(_setting: Setting, channels: Sequence[int] = CHANNELS) -> PlainNetwork:

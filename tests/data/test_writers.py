@@ -16,37 +16,12 @@ from amsam_med.data.writers import (
     FLAG_COLOUR,
     OUTLINE_COLOURS,
     SaveMaskd,
-    atomic_path,
     write_mask_png,
     write_overlay,
 )
 from amsam_med.errors import DataError
 
 GREY = np.full((3, 40, 60), 90, np.uint8)
-
-
-def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "a.png"
-    with atomic_path(target) as lent:
-        lent.write_text("whole")
-        assert lent.suffix == ".png"
-        assert lent.parent == target.parent
-        assert not target.exists()
-    assert [path.name for path in target.parent.iterdir()] == ["a.png"]
-
-
-def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def write_half(lent: Path) -> None:
-        lent.write_text("half of the n")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as lent:
-        write_half(lent)
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_one_class_is_written_as_isic_does(tmp_path: Path) -> None:

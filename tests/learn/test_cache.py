@@ -168,7 +168,7 @@ def test_an_interrupted_write_leaves_no_entry(
     def cut_off(*_paths: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("amsam_med.learn.cache.os.replace", cut_off)
+    monkeypatch.setattr("amsam_med.files.os.replace", cut_off)
     with pytest.raises(KeyboardInterrupt):
         EmbeddingCache(encoder, tmp_path).get(images)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
