@@ -64,7 +64,7 @@ class BundleOption(click.Option):
 
 
 def as_configured(bundle: str, name: str) -> dict[str, Any]:
-    """The plain values of one of a bundle's configuration files, by entry; nothing in it is run.
+    """The plain values of one of a bundle's configuration files, by entry, None for null; nothing in it is run.
 
     Args:
         bundle: Name of a shipped bundle, or folder of any.
@@ -89,7 +89,9 @@ def as_configured(bundle: str, name: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
+        if value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
     }
 
 
