@@ -1,7 +1,7 @@
 """A new bundle from one that is there: the same wiring and the same base, for a task of one's own.
 
-What is copied is code (:mod:`amsam_med.trust`), so only a bundle that may run is taken as a source, and what changes are
-plain values. That is why the new bundle is trusted from the start.
+What is copied is code (:mod:`amsam_med.trust`), so only a bundle that may run is taken as a source, and what is
+changed are plain values. That is why the new bundle is trusted from the start.
 """
 
 from __future__ import annotations
