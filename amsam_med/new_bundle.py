@@ -31,6 +31,7 @@ LONGEST_CLASS_NAME = 64
 _CONFIGS = (*sorted({name for names in CONFIG_FILES.values() for name in names}), "paper.yaml", "multi_gpu_train.yaml")
 _DETECTOR = "models/detector.safetensors"
 _OWN_DETECTOR = f"\"$@bundle_root + '/{_DETECTOR}'\""
+_LICENCES = "data_license.txt"
 _OPEN = "to be filled in"
 _ANY_TISSUE = {
     "category": ["SCT", "85756007", "Tissue"],
@@ -143,6 +144,7 @@ def _write(folder: Path, name: str, task: Task, root: Path, detector: Path | Non
         json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     (folder / "LICENSE").write_text(_read(root / "LICENSE", root.name), encoding="utf-8")
+    (folder / "docs" / _LICENCES).write_text(_licences(root / "docs" / _LICENCES, name, root.name), encoding="utf-8")
     (folder / "docs" / "README.md").write_text(_readme(name, metadata, root.name, detector), encoding="utf-8")
     if detector is not None:
         (folder / _DETECTOR).parent.mkdir()
@@ -216,6 +218,13 @@ def _read(path: Path, source: str) -> str:
             f"bundle {source}: {path.name} cannot be read ({error}); take a shipped bundle as the source "
             f"({', '.join(shipped_bundles())})"
         ) from None
+
+
+def _licences(of_source: Path, name: str, source: str) -> str:
+    own = f"Images that {name} was trained on: {_OPEN}.\n"
+    if not of_source.is_file():
+        return own
+    return f"{own}\nThe base comes from {source}, which says:\n\n{_read(of_source, source)}"
 
 
 def _readme(name: str, metadata: Mapping[str, Any], source: str, detector: Path | None) -> str:

@@ -5,8 +5,9 @@
 
 The test images are segmented with the product from their files; scores are taken at their own size. What stands between
 the markers of ``bundles/<name>/docs/README.md`` is replaced, ``eval_metrics`` in its ``metadata.json``, and
-``failures.png`` beside the page: outlines only, as the photographs may not be passed on. ``--photos`` draws the same panels over the photographs, for one's own eyes. With
-``-o`` the masks and scores are kept, and a later call does not segment again.
+``failures.png`` beside the page: outlines only, as the photographs may not be passed on. ``--photos`` draws the same
+panels over the photographs, for one's own eyes. With ``-o`` the masks and scores are kept, and a later call does not
+segment again.
 """
 
 from __future__ import annotations

@@ -13,8 +13,12 @@ from amsam_med import cli
 from amsam_med.bundle import open_bundle
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.new_bundle import Task, new_bundle
-from amsam_med.trust import UntrustedBundleError, is_trusted
+from amsam_med.segment import SegmentOptions, segment
+from amsam_med.trust import UntrustedBundleError, is_trusted, trust
 from tests.conftest import REPOSITORY
+
+# What MONAI says on every opened configuration.
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 ULCERS = Task("foot ulcer")
 
@@ -94,6 +98,9 @@ def test_all_else_is_the_sources(tmp_path: Path) -> None:
         differing = {one.split(":")[0].strip() for one, other in zip(ours, theirs, strict=True) if one != other}
         assert differing <= {"prompt", "detector_file", "rival_margin", "nothing_below"}
     assert (bundle / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
+    licences = (bundle / "docs" / "data_license.txt").read_text()
+    assert licences.startswith("Images that ulcers was trained on: to be filled in.\n")
+    assert (root / "docs" / "data_license.txt").read_text() in licences
 
 
 def test_its_metadata_follows_monais_schema(data_root: Path, tmp_path: Path) -> None:
@@ -149,8 +156,6 @@ def test_a_source_that_is_none_is_named(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_with_another_configuration_is_named(source: Path, tmp_path: Path) -> None:
-    from amsam_med.trust import trust
-
     for name, old, new, match in (
         ("train.yaml", "\nprompt: box\n", "\n", r"train\.yaml has 0 lines with the entry 'prompt'; expected one"),
         ("metadata.json", "network_data_format", "format", r"metadata\.json has not what a network's output needs"),
@@ -173,8 +178,6 @@ def test_a_file_that_is_no_detector_is_refused(source: Path, tmp_path: Path) -> 
 
 def test_without_an_adapter_it_asks_for_one(source: Path, labelled_folder: Path, tmp_path: Path) -> None:
     bundle = new_bundle(tmp_path / "ulcers", ULCERS, source)
-    from amsam_med.segment import SegmentOptions, segment
-
     with pytest.raises(AmsamError, match=r"model\.pt does not exist; give an adapter"):
         segment([labelled_folder / "images"], tmp_path / "masks", SegmentOptions(bundle=str(bundle)))
 
