@@ -61,7 +61,7 @@ def new(
       amsam evaluate --data TEST -o scores --bundle ulcers --adapter run/adapter.safetensors
 
     \b
-    With boxes, which help where the object is small in the image:
+    With boxes, of a detector trained on more images:
       amsam detector train --data PHOTOS -o ulcer.safetensors --class-name ulcer
       amsam bundle new ulcers --class-name "foot ulcer" --detector ulcer.safetensors
 
