@@ -8,7 +8,7 @@ from amsam_med.errors import DataError
 
 
 def as_configured(bundle: str, name: str) -> dict[str, Any]:
-    """The plain values of one of a bundle's configuration files, by entry; references and expressions are left out.
+    """The plain values of one of a bundle's configuration files, None for null, without references and expressions.
 
     Args:
         bundle: Name of a shipped bundle, or folder of any.
@@ -34,7 +34,9 @@ def as_configured(bundle: str, name: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in content.items()
-        if isinstance(value, bool | int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
+        if value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
     }
 
 

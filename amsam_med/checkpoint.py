@@ -186,7 +186,7 @@ def load_model(network: nn.Module, path: Path) -> None:
         WeightsError: The file is missing, damaged, or of another network.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist; train the bundle first, or fetch its weights")
+        raise WeightsError(f"{path} does not exist; give an adapter of the bundle (--adapter), or fetch its weights")
     what = f"{path} does not hold this network: it"
     content = read_pickled(path, "fetch it again or train the bundle")
     state = content.get("model", content) if isinstance(content, dict) else None  # older files have the key

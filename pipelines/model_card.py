@@ -4,15 +4,18 @@
     python pipelines/model_card.py --data DATA --bundle amsam_body --photos PICTURES
 
 The test images are segmented with the product from their files; scores are taken at their own size. What stands between
-the markers of ``bundles/<name>/docs/README.md`` is replaced, and ``failures.png`` beside it: outlines only, as the
-photographs may not be passed on. ``--photos`` draws the same panels over the photographs, for one's own eyes. With
-``-o`` the masks and scores are kept, and a later call does not segment again.
+the markers of ``bundles/<name>/docs/README.md`` is replaced, ``eval_metrics`` in its ``metadata.json``, and
+``failures.png`` beside the page: outlines only, as the photographs may not be passed on. ``--photos`` draws the same
+panels over the photographs, for one's own eyes. With ``-o`` the masks and scores are kept, and a later call does not
+segment again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +42,7 @@ from amsam_med.evaluate import ImageScore, score_image, summarise
 from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
 from amsam_med.records import Cells
+from amsam_med.trust import register_bundles
 from pipelines.reporting import (
     Scored,
     box_of,
@@ -403,6 +407,41 @@ def write_card(cases: Sequence[Case], card: Card, copies: set[str], document: Pa
     draw_failures(worst(cases), card.thing, document.parent / PICTURE, with_photos=False)
 
 
+METRICS = {"test_images": ("number", 1), "mean_dice": ("Dice, %", 100), "mean_iou": ("Jaccard, %", 100)}
+"""Entries of ``eval_metrics``: the column of the card's results, and what its number is divided by."""
+
+
+def card_metrics(document: Path) -> dict[str, float]:
+    """The scores of all test images, as the card's table of results has them.
+
+    Raises:
+        click.ClickException: The card has no such table.
+    """
+    block = document.read_text(encoding="utf-8").partition("<!-- begin results -->")[2].partition("<!-- end")[0]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in block.strip().splitlines()]
+    row = next((dict(zip(lines[0], line, strict=True)) for line in lines if line[0] == "all"), None)
+    if row is None:
+        raise click.ClickException(f"{document} has no results of all test images; measure the bundle first")
+    numbers = {name: float(row[column].split()[0]) / divisor for name, (column, divisor) in METRICS.items()}
+    return {name: int(number) if name == "test_images" else round(number, 4) for name, number in numbers.items()}
+
+
+def write_metrics(bundle: Path) -> None:
+    """Let a bundle's metadata say what its card says; all other lines of ``metadata.json`` stay as they are.
+
+    Raises:
+        click.ClickException: Card or metadata lack the place.
+    """
+    metadata, metrics = bundle / "configs/metadata.json", card_metrics(bundle / "docs/README.md")
+    rendered = json.dumps({"eval_metrics": metrics}, indent=4)[1:-1].strip()
+    text = metadata.read_text(encoding="utf-8")
+    changed, count = re.subn(r'"eval_metrics": \{[^{}]*\}', rendered, text)
+    if count != 1:
+        raise click.ClickException(f"{metadata} has {count} entries eval_metrics; expected one without any inside")
+    with atomic_path(metadata) as lent:
+        lent.write_text(changed, encoding="utf-8")
+
+
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--bundle", type=click.Choice(list(CARDS)), required=True)
@@ -425,6 +464,8 @@ def main(data: Path, bundle: str, output: Path | None, photos: Path | None) -> N
     others = [item for name, part in card.others for item in open_datalist(data / name, part)]
     document = weights.bundles_folder() / bundle / "docs/README.md"
     write_card(cases, card, near_copies(items, others), document)
+    write_metrics(document.parent.parent)
+    register_bundles()
     click.echo(f"{document}: Dice {percent([case.scored.dice for case in cases])}")
     if photos is not None:
         draw_failures(worst(cases), card.thing, photos / f"{bundle}-{PICTURE}", with_photos=True)

@@ -8,7 +8,8 @@
 
 ``model`` takes the run folder of a bundle's training and stores its best weights as the bundle's ``models/model.pt``;
 ``plain`` stores the base there as it is;
-``bundles`` records the sha256 of the shipped bundles' configurations after a change of theirs.
+``bundles`` copies the figures of both model cards into the bundles' metadata, and records the sha256 of the shipped
+bundles' configurations, after a change of theirs.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ def plain(bundle: str) -> None:
 @main.command()
 def bundles() -> None:
     """Record the configurations of the shipped bundles as they are now: these run without being asked for trust."""
+    from pipelines.model_card import write_metrics  # here: it draws as well
+
+    for bundle in DETECTORS:
+        write_metrics(weights.bundles_folder() / bundle)
     register_bundles()
 
 

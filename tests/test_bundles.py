@@ -23,6 +23,7 @@ from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from amsam_med.trust import trust
 from amsam_med.weights import sha256
+from pipelines.model_card import card_metrics
 from tests.conftest import REPOSITORY
 
 # What MONAI says on every opened configuration, and torch on the trace that MONAI's export makes.
@@ -77,6 +78,7 @@ def test_bundles_hold_no_python_and_all_that_a_bundle_needs(bundle: str):
     root = REPOSITORY / "bundles" / bundle
     assert (root / "docs" / "README.md").is_file()
     assert (root / "LICENSE").is_file()
+    assert "ISIC 2018" in (root / "docs" / "data_license.txt").read_text()
     assert not list(root.rglob("*.py"))
 
 
@@ -89,6 +91,14 @@ def test_metadata_follows_monais_schema(bundle: str, data_root: Path, tmp_path: 
     monai.bundle.verify_metadata(meta_file=str(metadata), filepath=str(copy), hash_val=_md5(copy), hash_type="md5")
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_has_the_figures_of_the_card(bundle: str):
+    root = REPOSITORY / "bundles" / bundle
+    metrics = json.loads((root / "configs" / "metadata.json").read_text())["eval_metrics"]
+    assert metrics == card_metrics(root / "docs" / "README.md")  # else: python -m pipelines.release bundles
+    assert 0.5 < metrics["mean_iou"] < metrics["mean_dice"] < 1
+
+
 @pytest.mark.parametrize("workflow", ["train", "inference"])
 def test_workflows_have_all_properties(workflow: str, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
     data = labelled_folder if workflow == "train" else labelled_folder / "images"
@@ -98,8 +108,12 @@ def test_workflows_have_all_properties(workflow: str, tiny_bundle: Path, labelle
     assert opened.check_properties() == []
 
 
-def test_the_network_fits_the_shapes_that_the_metadata_promises():
-    root = REPOSITORY / "bundles" / "amsam_isic"
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_network_fits_the_shapes_that_the_metadata_promises(
+    bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # any working folder will do
+    root = REPOSITORY / "bundles" / bundle
     monai.bundle.verify_net_in_out(
         net_id="network_def",
         meta_file=_files(root, "metadata.json")[0],
@@ -110,12 +124,14 @@ def test_the_network_fits_the_shapes_that_the_metadata_promises():
 
 # Shapes are fixed in a trace, on purpose.
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_the_exported_trace_computes_the_same_logits(tiny_bundle: Path, tmp_path: Path):
+def test_the_exported_trace_computes_the_same_logits(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     monai.bundle.ckpt_export(
         net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tiny_bundle / "models" / "model.pt"),
-        meta_file=_files(tiny_bundle, "metadata.json")[0],
+        filepath="model.ts",
+        bundle_root=str(tiny_bundle),  # its models/model.pt and configs/metadata.json are found there
         config_file=_files(tiny_bundle, "inference.yaml")[0],
         use_trace=True,
         input_shape=[1, 3, 64, 64],
@@ -128,8 +144,9 @@ def test_the_exported_trace_computes_the_same_logits(tiny_bundle: Path, tmp_path
 
 
 def test_training_leaves_an_adapter_and_a_model_that_inference_can_use(
-    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(tmp_path)
     monai.bundle.run(
         run_id="training",
         config_file=_files(tiny_bundle, "train.yaml"),
@@ -149,7 +166,10 @@ def test_training_leaves_an_adapter_and_a_model_that_inference_can_use(
     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # model.pt is fp16
 
 
-def test_evaluating_writes_scores(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
+def test_evaluating_writes_scores(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     monai.bundle.run(
         run_id="evaluating",
         config_file=_files(tiny_bundle, "inference.yaml", "evaluate.yaml"),
@@ -163,12 +183,22 @@ def test_evaluating_writes_scores(tiny_bundle: Path, labelled_folder: Path, tmp_
     assert 0 <= scores["dice"] <= 1
 
 
-def test_inference_writes_a_mask_of_each_images_own_size(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path):
-    workflow = _workflow(
-        tiny_bundle, "inference", {"dataset_dir": str(labelled_folder / "images"), "output_dir": str(tmp_path)}
+def test_inference_writes_a_mask_of_each_images_own_size(
+    tiny_bundle: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    root = Path(os.path.relpath(tiny_bundle))  # a relative one as well
+    monai.bundle.run(
+        run_id="inference",
+        config_file=_files(root, "inference.yaml"),
+        meta_file=_files(root, "metadata.json")[0],
+        bundle_root=str(root),
+        dataset_dir=str(labelled_folder / "images"),
+        output_dir=str(tmp_path),
     )
-    workflow.initialize()
-    workflow.run()
+    assert not list(elsewhere.iterdir())
     masks = sorted(tmp_path.glob("*_segmentation.png"))
     images = sorted((labelled_folder / "images").iterdir())
     assert len(masks) == len(images) == 6

@@ -14,6 +14,7 @@ from torch import nn
 
 from amsam_med.boxes import box_from_mask
 from amsam_med.bundle import BundleParser, open_bundle
+from amsam_med.cli.options import as_configured
 from amsam_med.cli.train import paper_settings
 from amsam_med.model import build_amsam
 from amsam_med.model.lora import LoraLinear
@@ -32,8 +33,44 @@ def training(tiny_bundle: Path, labelled_folder: Path, tmp_path: Path) -> Bundle
 def test_the_settings_are_the_papers() -> None:
     printed = {"epochs": 100, "lower_rate": 5e-3, "upper_rate": 1e-3, "weight_decay": 0.1, "lambda_dice": 0.8}
     printed |= {"alpha": 0.7, "batch_size": 1, "box_choice": "surest", "prompt": "box", "halves": True}
-    assert paper_settings().items() >= printed.items()
-    assert open_bundle("amsam_isic", "train").as_written("rank") == 4
+    printed |= {"calibration": "paper", "hypergradient": "first-order", "adapts": "decoder"}
+    printed |= {"views": "none", "box_jitter": 0.0}
+    assert paper_settings() == printed
+
+
+@pytest.mark.parametrize("bundle", ["amsam_isic", "amsam_body"])
+def test_what_our_training_takes_from_the_paper_is_as_printed(bundle: str) -> None:
+    printed = {"rank": 4, "alpha": 0.7, "lambda_dice": 0.8, "weight_decay": 0.1, "batch_size": 1, "halves": True}
+    printed |= {"calibration": "paper", "prompt": "box", "hypergradient": "first-order", "squared_pred": False}
+    assert as_configured(bundle, "train.yaml").items() >= printed.items()
+
+
+def test_what_is_set_reaches_the_network(training: BundleParser) -> None:
+    chosen = {"rank": 2, "alpha": 0.4, "calibration": "learned", "prompt": "box+point"}
+    for name, value in chosen.items():
+        training.set_value(name, value)
+    assert training.get_parsed_content("core").settings.items() >= chosen.items()
+
+
+def test_the_two_levels_are_wired_as_the_paper_has_them(training: BundleParser) -> None:
+    """W on D1 and A on D2; each level has its own optimiser and its own schedule, both stepped once an iteration."""
+    training.set_value("hypergradient", "exact")
+    prepare = training.get_parsed_content("preprocessing")
+    for level, half in zip(("lower", "upper"), training.get_parsed_content("levels"), strict=True):
+        dataset = training.get_parsed_content(f"{level}::dataset")
+        for i, item in enumerate(half):
+            assert torch.equal(dataset[i]["label"], prepare(dict(item))["label"])
+    trainer = training.get_parsed_content("train::trainer")
+    _, bi_level, schedule = training.get_parsed_content("train::handlers")[:3]
+    assert trainer.optimizer is training.get_parsed_content("lower::optimizer")
+    assert bi_level.optimizer is training.get_parsed_content("upper::optimizer")
+    assert bi_level.scheduler is training.get_parsed_content("upper::scheduler")
+    assert schedule.lr_scheduler is training.get_parsed_content("lower::scheduler")
+    assert not schedule.epoch_level
+    assert bi_level.hypergradient == "exact"
+    for level in ("lower", "upper"):
+        parts = [training.get_parsed_content(f"{level}::{part}") for part in ("optimizer", "scheduler")]
+        assert parts[1].optimizer is parts[0]
 
 
 @pytest.mark.parametrize(("level", "rate"), [("lower", 5e-3), ("upper", 1e-3)])

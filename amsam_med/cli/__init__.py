@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": ("amsam_med.cli.evaluate:evaluate", "Measure a model on labelled images."),
     "label": ("amsam_med.cli.label:label", "Start a MONAI Label server: label, train, review."),
     "detector": ("amsam_med.cli.detector:detector", "Train and try box detectors."),
+    "bundle": ("amsam_med.cli.bundle:bundle", "Make a bundle for a task of your own."),
     "data": ("amsam_med.cli.data:data", "Download and inspect data sets."),
     "weights": ("amsam_med.cli.weights:weights", "List, get and verify weight files."),
     "info": ("amsam_med.cli.info:info", "Show versions, devices, weights and bundles."),

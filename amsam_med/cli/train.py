@@ -161,7 +161,8 @@ def train(
     from amsam_med.train import TrainOptions
     from amsam_med.train import train as run
 
-    prompt = overrides.get("prompt") or as_configured(bundle, "train.yaml").get("prompt")
+    configured = as_configured(bundle, "train.yaml")
+    prompt = overrides.get("prompt") or configured.get("prompt")
     if cache is not None:
         overrides["cache_dir"] = str(cache)
     if base_weights is not None:
@@ -172,7 +173,7 @@ def train(
         overrides["device"] = torch.device(device)
     if prompt == "none":
         overrides["detector_file"] = None
-    elif detector == "none":
+    elif detector == "none" or (detector is None and configured.get("detector_file", "") is None):
         raise click.UsageError(
             f"--prompt {prompt} needs a detector: without one, training would see boxes that `amsam segment` has not; "
             "use --prompt none, or a detector of your own (amsam detector train)"

@@ -76,6 +76,12 @@ def _words() -> None:
             "--from",
             "{cwd}/notes.txt",
         ],
+        "a new bundle over what is there": ["bundle", "new", "{cwd}"],
+        "a new bundle called by an expression": ["bundle", "new", "{out}/$print(1)"],
+        "a new bundle of 5,000 letters": ["bundle", "new", "x" * 5000],
+        "a new bundle whose class is code": ["bundle", "new", "{out}/b", "--class-name", "$__import__('os').abort()"],
+        "a new bundle of a source of 5,000 letters": ["bundle", "new", "{out}/b", "--from", "x" * 5000],
+        "a new bundle with words as its detector": ["bundle", "new", "{out}/b", "--detector", "{cwd}/notes.txt"],
         "a verb that there is not": ["destroy"],
         "a mirror that is a file": ["weights", "get", "vit_b", "--base-url", "file:///etc", "--weights-dir", "{out}"],
         "a mirror that is not there": [

@@ -36,6 +36,29 @@ def test_equal_logits_for_half_a_mask_give_the_value_by_hand() -> None:
     assert float(SegmentationLoss()(torch.zeros(1, 2, 2, 2), label)) == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_plain_denominator_is_the_default_and_squares_are_asked_for() -> None:
+    label = torch.tensor([[[[0, 1], [1, 0]]]])
+    # Squared, both Dice terms are 1 - 2 * (0.5 * 2) / (0.25 * 4 + 2) = 1/3.
+    expected = 0.2 * 0.693147 + 0.8 / 3
+    assert float(SegmentationLoss(squared_pred=True)(torch.zeros(1, 2, 2, 2), label)) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_a_class_that_is_neither_there_nor_predicted_is_no_error() -> None:
+    """MONAI's smoothing of both sides, 1e-5: without it in the numerator such a class would cost a whole Dice."""
+    logits = torch.tensor([40.0, -40.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    assert float(SegmentationLoss(1.0)(logits, torch.zeros(1, 1, 4, 4))) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_each_image_has_its_own_dice() -> None:
+    logits = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(4))
+    label = torch.zeros(2, 1, 4, 4)
+    label[0, :, :3], label[1, :, 3:, 3:] = 1, 1
+    alone = [SegmentationLoss(1.0)(logits[i : i + 1], label[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(SegmentationLoss(1.0)(logits, label), torch.stack(alone).mean())
+
+
 def test_certain_and_right_logits_have_no_loss() -> None:
     label = torch.randint(0, 2, (2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     logits = 50.0 * torch.cat([1 - label, label], dim=1).float()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amsam_med.errors import ConfigError
+from amsam_med.model import build_amsam
 from amsam_med.model.calibration import (
     MaskCalibration,
     average_products,
@@ -55,6 +56,27 @@ def test_both_scopes_agree_for_a_single_image() -> None:
 
 def test_blending_by_hand() -> None:
     assert blend_masks(torch.tensor(10.0), torch.tensor(20.0), alpha=0.7) == pytest.approx(13.0)
+
+
+def test_the_papers_share_is_the_default() -> None:
+    decoded = _decoder_output()
+    assert torch.equal(MaskCalibration()(*decoded), MaskCalibration("paper", alpha=0.7)(*decoded))
+    settings = build_amsam("tiny", input_size=64).calibration
+    assert (settings.mode, settings.alpha, settings.scope) == ("paper", 0.7, "image")
+
+
+def test_a_network_is_built_with_the_share_and_the_scope_asked_for() -> None:
+    calibration = build_amsam("tiny", input_size=64, alpha=0.4, calibration_scope="batch").calibration
+    assert (calibration.alpha, calibration.scope) == (0.4, "batch")
+
+
+def test_the_mask_vectors_learn_from_the_calibrated_mask_too() -> None:
+    """With alpha 0 nothing but the products of Eq. 9 is left to learn from."""
+    network = build_amsam("tiny", input_size=64, alpha=0.0)
+    network(torch.rand(1, 3, 64, 64)).square().mean().backward()
+    gradient = network.mask_decoder.output_hypernetworks_mlps[1].layers[0].weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
 
 
 def test_papers_calibration_only_rescales_the_logits_of_an_image() -> None:

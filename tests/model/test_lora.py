@@ -6,12 +6,24 @@ import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import nn
 
+from amsam_med.model.decoder import MaskDecoder
 from amsam_med.model.lora import LoraLinear, adapted_projection, adapted_weight, add_lora, low_rank_update
 
 
 def test_low_rank_update_equals_the_hand_computed_product() -> None:
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0], [0.0]])
     assert low_rank_update(a, b).tolist() == [[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]]
+
+
+def test_the_update_is_the_plain_product_at_any_rank() -> None:
+    """No factor alpha / r, as other implementations have beside the product: Eq. 2 has none."""
+    a, b = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 1.0], [4.0, 2.0]])
+    assert low_rank_update(a, b).tolist() == [[3.0, 7.0], [4.0, 10.0]]
+
+
+def test_the_update_is_added_to_the_weight() -> None:
+    weight, a, b = torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])
+    assert adapted_weight(weight, a, b).tolist() == [[13.0, 26.0]]
 
 
 def test_low_rank_update_never_exceeds_its_rank() -> None:
@@ -46,3 +58,8 @@ def test_sams_transformer_gets_fourteen_layers_and_23552_weights() -> None:
     layers = [module for module in transformer.modules() if isinstance(module, LoraLinear)]
     assert len(layers) == 14
     assert sum(layer.lora_a.numel() + layer.lora_b.numel() for layer in layers) == 23_552
+
+
+def test_the_decoders_lora_has_the_papers_rank_by_default() -> None:
+    ranks = {module.lora_a.shape[0] for module in MaskDecoder().modules() if isinstance(module, LoraLinear)}
+    assert ranks == {4}
