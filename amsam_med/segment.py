@@ -420,11 +420,8 @@ def _settings(
     }
     words += [name for name, is_on in switches.items() if is_on]
     words = [_as_utf8(shown(word)) for word in words]
-    chosen = {
-        "bundle": _as_utf8(shown(str(options.bundle))),
-        "formats": options.formats,
-        "batch_size": options.batch_size,
-    }
+    bundle = _as_utf8(shown(str(options.bundle)))
+    chosen = {"bundle": bundle, "formats": options.formats, "batch_size": options.batch_size}
     return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}
 
 

@@ -45,6 +45,13 @@ def test_a_verb_is_a_call_and_stays_a_module() -> None:
     assert inspect.signature(segment) == inspect.signature(function)
 
 
+def test_parts_of_a_bundle_are_fetched_in_one_module() -> None:
+    files = sorted((REPOSITORY / "amsam_med").rglob("*.py"))
+    assert len(files) > 50
+    fetching = [file.name for file in files if ".get_parsed_content(" in file.read_text(encoding="utf-8")]
+    assert fetching == ["bundle.py"]
+
+
 def test_the_page_about_python_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     results = doctest.testfile(str(REPOSITORY / "docs" / "python.md"), module_relative=False)

@@ -107,12 +107,11 @@ def test_an_array_of_another_shape_is_refused(model: Model, shape: tuple[int, ..
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(model: Model, photo: Path, tmp_path: Path) -> None:
-    PIL.Image.open(photo).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
-    with (
-        PIL.Image.open(tmp_path / "cut.png") as picture,
-        pytest.raises(DataError, match=r"cut\.png: cannot be decoded"),
-    ):
+    path = tmp_path / "cut.png"
+    with PIL.Image.open(photo) as whole:
+        whole.save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with PIL.Image.open(path) as picture, pytest.raises(DataError, match=r"cut\.png: cannot be decoded"):
         model.segment(picture)
 
 
