@@ -23,6 +23,7 @@ from monai.transforms.compose import Compose
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
+from amsam_med.data.readers import FilePath
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.infer import PromptInferer
 from amsam_med.machine import causes, is_out_of_memory
@@ -32,7 +33,6 @@ from amsam_med.views import ViewKind
 from amsam_med.weights import locate_bundle, shipped_bundles
 
 T = TypeVar("T")
-FilePath = str | PathLike[str]
 Workflow = Literal["inference", "evaluate", "train"]
 
 CONFIG_FILES: dict[str, tuple[str, ...]] = {
@@ -179,14 +179,12 @@ class InferenceWorkflow(OpenedWorkflow):
         inferer: Finds boxes and calls the network.
         preprocessing: From ``{"image": ...}`` to what the network takes.
         postprocessing: From logits to the mask in the image's own frame.
-        rival_margin: As for :class:`amsam_med.infer.PromptInferer`; of the bundle, also where an adapter has no rival.
     """
 
     network = Part[AmSam]("network")
     inferer = Part[PromptInferer]("inferer")
     preprocessing = Part[Compose]("preprocessing")
     postprocessing = Part[Compose]("postprocessing")
-    rival_margin = Part[float | None]("rival_margin")
 
     def weight_files(self) -> dict[str, Path | None]:
         """The files of weights by role: model, or base and adapter; and detector. None for one that is not used."""

@@ -26,8 +26,9 @@ from monai.utils.misc import ImageMetaKey
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from amsam_med.bundle import EvaluateWorkflow, Expression, FilePath, default_bundle, model_overrides, open_bundle
+from amsam_med.bundle import EvaluateWorkflow, Expression, default_bundle, model_overrides, open_bundle
 from amsam_med.data.datalists import refuse_output_among
+from amsam_med.data.readers import FilePath
 from amsam_med.data.tables import TableWriter
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import DataError
@@ -329,7 +330,9 @@ def evaluate(
         DataError: The data cannot be used, or the output cannot be written to.
         WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
     """
-    options = with_chosen(options or EvaluateOptions(default_bundle(chosen.get("adapter"))), chosen)
+    if options is None and "bundle" not in chosen:
+        chosen["bundle"] = default_bundle(chosen.get("adapter"))
+    options = with_chosen(options or EvaluateOptions(), chosen)
     data, output = Path(data), Path(output)
     with limits_named(output, _LESS_MEMORY), held(output / LOCK, f"the scores in {output}"):
         for name in (SCORES_TABLE, SCORES_SUMMARY, SCORES_PICTURE):

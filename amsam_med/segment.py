@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 import torch
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import FilePath, default_bundle, model_overrides, open_bundle
+from amsam_med.bundle import default_bundle, model_overrides, open_bundle
 from amsam_med.data.nifti import SliceAxis
-from amsam_med.data.readers import Window
+from amsam_med.data.readers import FilePath, Window
 from amsam_med.data.tables import visible
 from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, MissingExtraError
@@ -205,7 +205,9 @@ def segment(
         WeightsError: Model, adapter, base or detector are not at hand.
         MissingExtraError: A format, an input or the engine needs an extra that is not installed.
     """
-    options = with_chosen(options or SegmentOptions(default_bundle(chosen.get("adapter"))), chosen)
+    if options is None and "bundle" not in chosen:
+        chosen["bundle"] = default_bundle(chosen.get("adapter"))
+    options = with_chosen(options or SegmentOptions(), chosen)
     inputs, output = [inputs] if isinstance(inputs, str | PathLike) else inputs, Path(output)
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
-from amsam_med.bundle import FilePath, TrainWorkflow, open_bundle, training_overrides
+from amsam_med.bundle import TrainWorkflow, open_bundle, training_overrides
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
 from amsam_med.data.check import refuse_useless_masks
 from amsam_med.data.datalists import refuse_output_among
-from amsam_med.data.readers import read_image
+from amsam_med.data.readers import FilePath, read_image
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.data.writers import atomic_path
 from amsam_med.errors import ConfigError, DataError
@@ -349,6 +349,7 @@ def train(
 
 def _with_chosen(options: TrainOptions, chosen: Mapping[str, Any]) -> TrainOptions:
     own = {name: chosen[name] for name in ("bundle", "resume", "panel_images") if name in chosen}
+    own |= {"bundle": str(own["bundle"])} if "bundle" in own else {}  # it goes into run.json
     entries = {name: value for name, value in chosen.items() if name not in (*own, "overrides")}
     overrides = {**chosen.get("overrides", options.overrides), **training_overrides(entries)}
     return replace(options, **own, overrides=overrides)

@@ -10,11 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from amsam_med import open_model, segment
+from amsam_med import evaluate, open_model, segment, train
 from amsam_med.bundle import training_overrides
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.errors import ConfigError, DataError
-from amsam_med.evaluate import evaluate
+from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.opened_model import Clicks, Model
 from amsam_med.trust import UntrustedBundleError
 
@@ -147,6 +146,22 @@ def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     for verb in (segment, evaluate):
         with pytest.raises(ConfigError, match="unknown option bundel; known are bundle, adapter"):
             verb(tmp_path, tmp_path / "out", bundel="amsam_isic")
+
+
+def test_a_run_with_an_own_bundle_is_one_call_after_another(
+    tiny_bundle: Path, labelled_folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    result = train(labelled_folder, tmp_path / "run", bundle=tiny_bundle, shots=2, epochs=1, device="cpu")
+    base = tiny_bundle / "base.safetensors"
+    scores = evaluate(
+        labelled_folder, tmp_path / "out", bundle=tiny_bundle, adapter=result.adapter, base_weights=base, device="cpu"
+    )
+    assert scores.summary.images == 6
+    with pytest.raises(WeightsError, match="was trained with bundle 'tiny_bundle', which is not one of the shipped"):
+        open_model(adapter=result.adapter)
+    model = open_model(tiny_bundle, adapter=str(result.adapter), base_weights=str(base), device="cpu")
+    assert model.segment(photo).mask.shape == (72, 96)
+    assert model.digests.keys() == {"base", "adapter", "detector"}
 
 
 def test_training_without_boxes_needs_a_network_without_them() -> None:
