@@ -10,22 +10,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import torch
 import yaml
 from monai.bundle.config_parser import ConfigParser
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.transforms.compose import Compose
 
 from amsam_med import weights
+from amsam_med.boxes import BoxDetector
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
+from amsam_med.data.readers import FilePath
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
+from amsam_med.infer import PromptInferer
 from amsam_med.machine import causes, is_out_of_memory
 from amsam_med.model import AmSam
 from amsam_med.trust import bundle_digest, refuse_untrusted
 from amsam_med.views import ViewKind
 from amsam_med.weights import locate_bundle, shipped_bundles
 
+T = TypeVar("T")
 Workflow = Literal["inference", "evaluate", "train"]
 
 CONFIG_FILES: dict[str, tuple[str, ...]] = {
@@ -116,7 +123,118 @@ class BundleParser(ConfigParser):
             ) from error
 
 
-def default_bundle(adapter: Path | None = None) -> str:
+class Part(Generic[T]):
+    """A part of an opened workflow as an attribute of it: built when it is first asked for, and kept.
+
+    Args:
+        id: Its entry in the configuration.
+    """
+
+    def __init__(self, id: str) -> None:
+        self._id = id
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, workflow: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, workflow: OpenedWorkflow, owner: type) -> T: ...
+
+    def __get__(self, workflow: OpenedWorkflow | None, owner: type) -> Self | T:
+        if workflow is None:
+            return self
+        part: T = workflow.parser.get_parsed_content(self._id)
+        workflow.__dict__[self._name] = part  # found before this descriptor from now on
+        return part
+
+
+class OpenedWorkflow:
+    """A workflow of a bundle with its parts by name and type, so that nobody else fetches them by text.
+
+    Args:
+        parser: Of :func:`open_bundle`.
+
+    Attributes:
+        device: Where the network computes.
+    """
+
+    device = Part[torch.device]("device")
+
+    def __init__(self, parser: BundleParser) -> None:
+        self.parser = parser
+
+    def initialize(self) -> None:
+        """What the bundle does before it computes, where it does anything: the shipped ones seed random numbers."""
+        if "initialize" in self.parser:
+            self.parser.get_parsed_content("initialize")
+
+
+class InferenceWorkflow(OpenedWorkflow):
+    """An opened ``inference`` workflow.
+
+    Attributes:
+        network: In evaluation mode, with its weights, on its device.
+        inferer: Finds boxes and calls the network.
+        preprocessing: From ``{"image": ...}`` to what the network takes.
+        postprocessing: From logits to the mask in the image's own frame.
+    """
+
+    network = Part[AmSam]("network")
+    inferer = Part[PromptInferer]("inferer")
+    preprocessing = Part[Compose]("preprocessing")
+    postprocessing = Part[Compose]("postprocessing")
+
+    def weight_files(self) -> dict[str, Path | None]:
+        """The files of weights by role: model, or base and adapter; and detector. None for one that is not used."""
+        of_network = {"model": "model_file"}
+        if self._file("adapter") is not None:
+            of_network = {"base": "network_def::base_weights", "adapter": "adapter"}
+        return {role: self._file(id) for role, id in {**of_network, "detector": "detector_file"}.items()}
+
+    def _file(self, id: str) -> Path | None:
+        file = self.parser.get_parsed_content(id) if id in self.parser else None
+        return Path(file) if file else None
+
+
+class EvaluateWorkflow(InferenceWorkflow):
+    """An opened ``evaluate`` workflow: that of inference, with labels and scores.
+
+    Attributes:
+        data: The images and their masks.
+        part: Of the data set; None where it has no parts.
+        evaluator: What runs.
+        scores: The handler that keeps them, a :class:`amsam_med.evaluate.ScoreHandler`.
+    """
+
+    data = Part[list[dict[str, str]]]("data")
+    part = Part[str | None]("part")
+    evaluator = Part[SupervisedEvaluator]("evaluator")
+    scores = Part[Any]("scores")
+
+
+class TrainWorkflow(OpenedWorkflow):
+    """An opened ``train`` workflow.
+
+    Attributes:
+        network: The one in training.
+        detector: Finds the boxes; None to take the labels'.
+        levels: The examples D1 and D2.
+        trainer: What runs.
+        recorder: Keeps the record of the run, a :class:`amsam_med.train.RunRecorder`.
+        base_file: The base's weights.
+    """
+
+    network = Part[AmSam]("core")
+    detector = Part[BoxDetector | None]("detector")
+    levels = Part[tuple[list[dict[str, str]], list[dict[str, str]]]]("levels")
+    trainer = Part[SupervisedTrainer]("train::trainer")
+    recorder = Part[Any]("train::recorder")
+    base_file = Part[str]("base_file")
+
+
+def default_bundle(adapter: FilePath | None = None) -> str:
     """The shipped bundle to use where none is named: the one an adapter was trained with, else the lesions'.
 
     An adapter cannot choose any other: that its user must do.
@@ -124,12 +242,13 @@ def default_bundle(adapter: Path | None = None) -> str:
     Raises:
         WeightsError: The adapter is missing or damaged, or was trained with a bundle that is not shipped.
     """
-    trained_with = None if adapter is None else read_adapter(adapter)[1].get("bundle")
+    trained_with = None if adapter is None else read_adapter(Path(adapter))[1].get("bundle")
     if trained_with is None:
         return "amsam_isic"
     if trained_with not in shipped_bundles():
+        name = adapter and Path(adapter).name
         raise WeightsError(
-            f"{adapter and adapter.name} was trained with bundle {trained_with!r}, which is not one of the shipped "
+            f"{name} was trained with bundle {trained_with!r}, which is not one of the shipped "
             f"({', '.join(shipped_bundles())}); if you have that bundle and trust it, give its folder with --bundle"
         )
     return str(trained_with)
@@ -147,7 +266,8 @@ def open_bundle(
             that text, whatever it begins with; :class:`Expression` is for text of the configuration's own kind.
 
     Returns:
-        A parser; ``get_parsed_content(id)`` builds a part and all that it refers to.
+        A parser; ``get_parsed_content(id)`` builds a part and all that it refers to. :class:`InferenceWorkflow`,
+        :class:`EvaluateWorkflow` and :class:`TrainWorkflow` have the parts by name and type.
 
     Raises:
         DataError: There is no such bundle, or its configuration cannot be read.
@@ -213,9 +333,9 @@ def with_weights(network: AmSam, model_file: str | Path, adapter_file: str | Pat
 
 
 def model_overrides(
-    adapter: Path | None = None,
-    base_weights: Path | None = None,
-    detector: str | None = None,
+    adapter: FilePath | None = None,
+    base_weights: FilePath | None = None,
+    detector: FilePath | None = None,
     device: str = "auto",
     test_views: ViewKind | None = None,
 ) -> dict[str, Any]:
@@ -231,9 +351,9 @@ def model_overrides(
     Raises:
         WeightsError: Adapter, base or detector are missing or damaged.
     """
-    overrides = {} if adapter is None else _adapter_overrides(adapter, base_weights)
+    overrides = {} if adapter is None else _adapter_overrides(Path(adapter), base_weights)
     if detector is not None:
-        overrides["detector_file"] = None if detector == "none" else str(weights.find(detector))
+        overrides["detector_file"] = None if detector == "none" else str(weights.find(str(detector)))
     if device != "auto":
         overrides["device"] = torch.device(device)
     if test_views is not None:
@@ -241,7 +361,38 @@ def model_overrides(
     return overrides
 
 
-def _adapter_overrides(adapter: Path, base_weights: Path | None) -> dict[str, Any]:
+def training_overrides(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of a train workflow for what a user has chosen.
+
+    Args:
+        chosen: Entries of ``train.yaml`` by name. Three more are known by the names that they have elsewhere:
+            ``detector`` (name or file), ``base_weights`` (file), and ``device`` as a word. A network of prompt
+            ``"none"`` is trained without the detector.
+
+    Raises:
+        ConfigError: There is to be no detector for a network that looks at boxes.
+        WeightsError: The detector is missing or damaged.
+    """
+    overrides = {name: str(value) if isinstance(value, PathLike) else value for name, value in chosen.items()}
+    detector, base_weights = overrides.pop("detector", None), overrides.pop("base_weights", None)
+    device = overrides.pop("device", "auto")
+    if base_weights is not None:
+        overrides["base_file"] = base_weights
+    if device != "auto":
+        overrides["device"] = torch.device(device)
+    if overrides.get("prompt") == "none":
+        overrides["detector_file"] = None
+    elif detector == "none":
+        raise ConfigError(
+            "got detector='none' for a network that looks at boxes: it would be trained with boxes that it has not "
+            "when it segments; give prompt='none' as well, or a detector of your own"
+        )
+    elif detector is not None:
+        overrides["detector_file"] = str(weights.find(detector))
+    return overrides
+
+
+def _adapter_overrides(adapter: Path, base_weights: FilePath | None) -> dict[str, Any]:
     settings, record, _ = read_adapter(adapter)
     base_file = base_weights or weights.find(str(settings["base"]))
     network = {**settings, "input_size": Expression("@input_size"), "base_weights": str(base_file)}

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedEvaluator
 from monai.metrics import compute_hausdorff_distance, compute_iou
 from monai.utils.enums import PostFix
 from monai.utils.misc import ImageMetaKey
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from amsam_med.bundle import Expression, model_overrides, open_bundle
+from amsam_med.bundle import EvaluateWorkflow, Expression, default_bundle, model_overrides, open_bundle
 from amsam_med.data.datalists import refuse_output_among
+from amsam_med.data.readers import FilePath
 from amsam_med.data.tables import TableWriter
 from amsam_med.errors import DataError
 from amsam_med.files import atomic_path, write_json
@@ -37,6 +37,7 @@ from amsam_med.learn.loss import resize_label
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
 from amsam_med.report import draw_scores
+from amsam_med.verbs import make_callable, with_chosen
 from amsam_med.views import ViewKind
 
 SCORES_TABLE = "scores.csv"
@@ -279,10 +280,10 @@ class EvaluateOptions:
     """
 
     bundle: str = "amsam_isic"
-    adapter: Path | None = None
-    base_weights: Path | None = None
+    adapter: FilePath | None = None
+    base_weights: FilePath | None = None
     part: str | None = None
-    detector: str | None = None
+    detector: FilePath | None = None
     device: str = "auto"
     test_views: ViewKind | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -306,15 +307,20 @@ class EvaluateResult:
 
 
 def evaluate(
-    data: Path, output: Path, options: EvaluateOptions | None = None, progress: Progress | None = None
+    data: FilePath,
+    output: FilePath,
+    options: EvaluateOptions | None = None,
+    progress: Progress | None = None,
+    **chosen: Any,
 ) -> EvaluateResult:
     """Score a model on a folder of labelled images.
 
     Args:
         data: A folder that ``data.datalists.open_datalist`` knows.
         output: Folder for ``scores.csv``, ``scores.json`` and ``scores.png``; files of an earlier run are replaced.
-        options: See :class:`EvaluateOptions`.
+        options: See :class:`EvaluateOptions`; by default with the bundle that the adapter was trained with.
         progress: Called after each image.
+        **chosen: Fields of :class:`EvaluateOptions` by name, in place of those of ``options``.
 
     Raises:
         ConfigError: The output lies among the images or masks, another process writes to it, or there is too little
@@ -322,25 +328,29 @@ def evaluate(
         DataError: The data cannot be used, or the output cannot be written to.
         WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
     """
+    if options is None and "bundle" not in chosen:
+        chosen["bundle"] = default_bundle(chosen.get("adapter"))
+    options = with_chosen(options or EvaluateOptions(), chosen)
+    data, output = Path(data), Path(output)
     with limits_named(output, _LESS_MEMORY), held(output / LOCK, f"the scores in {output}"):
         for name in (SCORES_TABLE, SCORES_SUMMARY, SCORES_PICTURE):
             sweep_unfinished(output / name)
-        return _evaluate(data, output, options or EvaluateOptions(), progress)
+        return _evaluate(data, output, options, progress)
 
 
 def _evaluate(data: Path, output: Path, options: EvaluateOptions, progress: Progress | None) -> EvaluateResult:
-    parser = open_bundle(options.bundle, "evaluate", _overrides(data, output, options))
-    refuse_output_among(parser.get_parsed_content("data"), output)
-    parser.get_parsed_content("initialize")
-    scores: ScoreHandler = parser.get_parsed_content("scores")
-    evaluator: SupervisedEvaluator = parser.get_parsed_content("evaluator")
+    workflow = EvaluateWorkflow(open_bundle(options.bundle, "evaluate", _overrides(data, output, options)))
+    refuse_output_among(workflow.data, output)
+    workflow.initialize()
+    scores: ScoreHandler = workflow.scores
+    evaluator = workflow.evaluator
     if progress is not None:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, _report_to, progress)
     evaluator.run()
     summary = scores.summary
     draw_scores([score.dice for score in scores.scores], summary.dice_interval, output / SCORES_PICTURE)
     mean_dice = float(evaluator.state.metrics[evaluator.state.key_metric_name])
-    return EvaluateResult(output, parser.get_parsed_content("part"), summary, mean_dice)
+    return EvaluateResult(output, workflow.part, summary, mean_dice)
 
 
 def _overrides(data: Path, output: Path, options: EvaluateOptions) -> dict[str, Any]:
@@ -405,3 +415,6 @@ def _write_table(scores: Iterable[ImageScore], path: Path) -> None:
         writer = TableWriter(file, [column.name for column in fields(ImageScore)])
         writer.write_header()
         writer.write_rows(asdict(score) for score in scores)
+
+
+make_callable(__name__)

@@ -260,6 +260,36 @@ def predict_prompted(network: AmSam, inputs: Tensor, found: Detections | None) -
     return Prediction(*(torch.cat(parts)[order] for parts in zip(with_box, without, strict=True)))
 
 
+@torch.no_grad()
+def follow_prompts(
+    network: AmSam,
+    inputs: Tensor,
+    boxes: Tensor | None = None,
+    points: Tensor | None = None,
+    point_labels: Tensor | None = None,
+) -> Segmentation:
+    """Masks of what a person points at, with a box, with points, or with both.
+
+    Args:
+        network: The network, in evaluation mode.
+        inputs: B images or their embeddings, as for ``network.predict``.
+        boxes: float ``(B, 4)``, xyxy pixels of the model input.
+        points: float ``(B, N, 2)``, x and y in pixels of the model input.
+        point_labels: ``(B, N)``: 1 on the object, 0 beside it.
+    """
+    prediction, count = network.predict(inputs, boxes, points, point_labels), inputs.shape[0]
+    found = None
+    if boxes is not None:
+        found = Detections(boxes, torch.ones(count), torch.ones(count, dtype=torch.bool, device=boxes.device))
+    certainty, agreement = judge_masks(prediction.mask_logits, found, network.input_size)
+    confidence = torch.zeros(count) if found is None else found.confidence
+    sources = ["user"] * count
+    flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
+    return Segmentation(
+        prediction.mask_logits, _trust(prediction), certainty, boxes, confidence, sources, agreement, flags
+    )
+
+
 def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) -> tuple[Tensor, Tensor]:
     """How decided masks are, and whether they agree with their boxes; see :class:`Segmentation` for both.
 

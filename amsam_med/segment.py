@@ -19,7 +19,6 @@ A later run into the same folder skips a file whose bytes and results are as the
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import shlex
 import signal
@@ -30,29 +29,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
-from monai.bundle.config_parser import ConfigParser
-from pydantic import Field, StringConstraints
 
 from amsam_med import __version__, weights
-from amsam_med.bundle import BundleParser, model_overrides, open_bundle
+from amsam_med.bundle import default_bundle, model_overrides, open_bundle
 from amsam_med.choices import DeviceName, EngineName
 from amsam_med.data.nifti import SliceAxis
-from amsam_med.data.readers import Window
+from amsam_med.data.readers import FilePath, Window
 from amsam_med.data.tables import visible
-from amsam_med.data.writers import FORMATS, Labels
+from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
+from amsam_med.opened_model import Model, refuse_missing_device
+from amsam_med.opened_model import result_labels as result_labels
 from amsam_med.ray_engine import RayStages, connected
 from amsam_med.records import JOURNAL, Earlier, Records, read_run
-from amsam_med.schema import Record, checked
 from amsam_med.scratch import sweep_scratch
 from amsam_med.sources import InputFile, Inputs, list_inputs
 from amsam_med.stages import Outcome, Reading, Stages, cannot_write
+from amsam_med.verbs import make_callable, with_chosen
 from amsam_med.views import ViewKind
 from amsam_med.weights import shipped_bundles
 
@@ -63,8 +63,6 @@ SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
 
 _COUNTS = ("images", "done", "failed", "skipped", "pictures", "without_box", "flagged")
-_ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
-_FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ class SegmentOptions:
     """
 
     bundle: str = "amsam_isic"
-    adapter: Path | None = None
-    base_weights: Path | None = None
-    detector: str | None = None
+    adapter: FilePath | None = None
+    base_weights: FilePath | None = None
+    detector: FilePath | None = None
     formats: tuple[str, ...] = ("png", "overlay")
     device: str = "auto"
     batch_size: int = 8
@@ -110,21 +108,6 @@ class SegmentOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "local"
     address: str | None = None
-
-
-_Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
-
-class _Segment(Record):
-    """What a class means: a label, and the codes of category and type as (scheme, value, meaning)."""
-
-    label: _Word
-    category: tuple[_Word, _Word, _Word]
-    type: tuple[_Word, _Word, _Word]
-
-
-class _Segments(Record):
-    segments: Annotated[tuple[_Segment, ...], Field(min_length=1, max_length=254)]
 
 
 class Step(NamedTuple):
@@ -198,20 +181,23 @@ class SegmentSummary:
 
 
 def segment(
-    inputs: Sequence[Path | str],
-    output: Path,
+    inputs: FilePath | Sequence[FilePath],
+    output: FilePath,
     options: SegmentOptions | None = None,
     progress: Progress | None = None,
+    **chosen: Any,
 ) -> SegmentSummary:
     """Segment files, folders, archives of images, and what a DICOMweb server has.
 
     Ctrl-C, SIGTERM and SIGHUP end the run after the batch in hand, with its results kept; a second one ends it at once.
 
     Args:
-        inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses.
+        inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses;
+            one or several.
         output: The output folder; made where it is missing. It may lie in an input folder.
-        options: See :class:`SegmentOptions`.
+        options: See :class:`SegmentOptions`; by default with the bundle that the adapter was trained with.
         progress: Called after each file, in the caller's thread.
+        **chosen: Fields of :class:`SegmentOptions` by name, in place of those of ``options``.
 
     Raises:
         DataError: An input does not exist or holds no images, a server does not answer, or there is no such bundle.
@@ -220,13 +206,15 @@ def segment(
         WeightsError: Model, adapter, base or detector are not at hand.
         MissingExtraError: A format, an input or the engine needs an extra that is not installed.
     """
-    options = options or SegmentOptions()
+    if options is None and "bundle" not in chosen:
+        chosen["bundle"] = default_bundle(chosen.get("adapter"))
+    options = with_chosen(options or SegmentOptions(), chosen)
+    inputs, output = [inputs] if isinstance(inputs, str | PathLike) else inputs, Path(output)
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
-    parser = open_bundle(options.bundle, "inference", _overrides(options, is_driver=options.engine == "ray"))
-    for part in ("network", "inferer"):  # say what is wrong with their files before the output folder is touched
-        parser.get_parsed_content(part)
-    fingerprint = _fingerprint(parser, options)
+    model = _model(options, is_driver=options.engine == "ray")
+    model.load()  # say what is wrong with its files before the output folder is touched
+    fingerprint = _fingerprint(model, options)
     summary = SegmentSummary(output, len(files))
     with (
         _cluster(options),
@@ -240,7 +228,7 @@ def segment(
         if options.engine == "ray":
             stages: Stages | RayStages = _stages_of_cluster(options, output, fingerprint, salt)
         else:
-            stages = _stages(parser, options, output, fingerprint, salt)
+            stages = _stages(model, options, output, salt)
         records.start(_settings(inputs, output, options, stages.device, files.shown))
         start, state = time.monotonic(), "failed"
         try:
@@ -318,8 +306,8 @@ def _check(options: SegmentOptions) -> None:
         raise ConfigError(f"unknown engine {options.engine!r}; known are {', '.join(ENGINES)}")
     if options.address is not None and options.engine != "ray":
         raise ConfigError("the address is that of a Ray cluster; give --engine ray as well")
-    if options.device == "cuda" and options.engine == "local" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, and torch finds none; use auto or cpu, or install torch for CUDA")
+    if options.engine == "local":
+        refuse_missing_device(options.device)
     is_dicom = any(FORMATS[name].sources == ("DICOM",) for name in options.formats)
     if is_dicom and importlib.util.find_spec("highdicom") is None:
         raise MissingExtraError("highdicom", "dicom")
@@ -352,12 +340,10 @@ def _cluster(options: SegmentOptions) -> AbstractContextManager[None]:
     return connected(options.address) if options.engine == "ray" else nullcontext()
 
 
-def _stages(
-    parser: ConfigParser, options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
-) -> Stages:
-    labels = result_labels(parser, salt)
+def _stages(model: Model, options: SegmentOptions, output: Path, salt: str | None) -> Stages:
+    labels = model.labels._replace(deidentified_with=salt)
     reading = Reading(options.slice_axis, options.window)
-    return Stages(parser, output, options.formats, options.batch_size, reading, labels, options.stores)
+    return Stages(model, output, options.formats, options.batch_size, reading, labels, options.stores)
 
 
 def _stages_of_cluster(
@@ -368,8 +354,8 @@ def _stages_of_cluster(
     elsewhere = replace(
         options,
         bundle=options.bundle if options.bundle in shipped_bundles() else str(Path(options.bundle).absolute()),
-        adapter=options.adapter and options.adapter.absolute(),
-        base_weights=options.base_weights and options.base_weights.absolute(),
+        adapter=options.adapter and Path(options.adapter).absolute(),
+        base_weights=options.base_weights and Path(options.base_weights).absolute(),
         detector=_known_or_absolute(options.detector),
         device=device,
     )
@@ -380,76 +366,47 @@ def _stages_of_cluster(
 def _stages_elsewhere(
     options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> Stages:
-    parser = open_bundle(options.bundle, "inference", _overrides(options))
-    if (found := _fingerprint(parser, options)) != fingerprint:
+    model = _model(options)
+    if (found := _fingerprint(model, options)) != fingerprint:
         differing = ", ".join(name for name in fingerprint if found.get(name) != fingerprint[name])
         raise ConfigError(
             f"the worker on {platform.node()} would segment with another {differing}; install the same version of "
             "amsam-med and the same weights on all nodes"
         )
-    return _stages(parser, options, output, fingerprint, salt)
+    return _stages(model, options, output, salt)
 
 
-def _known_or_absolute(detector: str | None) -> str | None:
-    if detector is None or detector == "none" or detector in weights.known():
-        return detector
+def _known_or_absolute(detector: FilePath | None) -> str | None:
+    if detector is None or detector == "none" or str(detector) in weights.known():
+        return None if detector is None else str(detector)
     return str(Path(detector).absolute())
 
 
-def _overrides(options: SegmentOptions, is_driver: bool = False) -> dict[str, Any]:
-    """Overrides of the bundle; a driver, which does not compute, needs no GPU."""
+def _model(options: SegmentOptions, is_driver: bool = False) -> Model:
+    """The model, of which nothing is built yet; a driver, which does not compute, needs no GPU."""
     device = "cpu" if is_driver else options.device
     chosen = model_overrides(options.adapter, options.base_weights, options.detector, device, options.test_views)
-    return {**chosen, **options.overrides}
+    return Model(open_bundle(options.bundle, "inference", {**chosen, **options.overrides}))
 
 
-def _fingerprint(parser: BundleParser, options: SegmentOptions) -> dict[str, Any]:
-    """What a result depends on besides its image; no paths, so that folders may be moved."""
-    parts = {name: parser.as_written(name) for name in _FINGERPRINTED}
-    if isinstance(parts["network_def"], dict):
-        parts["network_def"] = {key: value for key, value in parts["network_def"].items() if key != "base_weights"}
-    as_json = json.dumps(parts, default=lambda part: type(part).__qualname__)
+def _fingerprint(model: Model, options: SegmentOptions) -> dict[str, Any]:
+    """What a result depends on besides its image."""
     reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
-    return {"amsam-med": __version__, **json.loads(as_json), **reading, "weights": _digests(parser)}
-
-
-def _digests(parser: ConfigParser) -> dict[str, str | None]:
-    """sha256 of the weights by role; None for those that are not used."""
-    is_adapted = bool(_content(parser, "adapter"))
-    ids = {"base": "network_def::base_weights", "adapter": "adapter"} if is_adapted else {"model": "model_file"}
-    files = {name: _content(parser, id) for name, id in {**ids, "detector": "detector_file"}.items()}
-    return {name: weights.sha256(Path(file)) if file else None for name, file in files.items()}
-
-
-def result_labels(parser: ConfigParser, salt: str | None = None) -> Labels:
-    """What the classes of an opened inference bundle mean, and which weights draw them.
-
-    Args:
-        parser: Of ``inference.yaml``.
-        salt: Of the identifiers of de-identified results; None keeps the source's.
-    """
-    stated = parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
-    given = json.dumps({"segments": stated}, default=str)
-    segments = [one.model_dump() for one in checked(_Segments, given, "metadata.json", "mend the bundle").segments]
-    digests = {role: digest for role, digest in _digests(parser).items() if digest}
-    return Labels(segments, "AM-SAM Med", __version__, digests, salt)
-
-
-def _content(parser: ConfigParser, id: str) -> Any:
-    return parser.get_parsed_content(id) if id in parser else None
+    of_model = {name: value for name, value in model.fingerprint.items() if name != "weights"}
+    return {**of_model, **reading, "weights": model.digests}
 
 
 def _settings(
-    inputs: Sequence[Path | str],
+    inputs: Sequence[FilePath],
     output: Path,
     options: SegmentOptions,
     device: torch.device,
     shown: Callable[[str], str],
 ) -> dict[str, Any]:
-    words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", options.bundle]
+    words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", str(options.bundle)]
     words += ["--adapter", str(options.adapter)] if options.adapter else []
     words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
-    words += ["--detector", options.detector] if options.detector else []
+    words += ["--detector", str(options.detector)] if options.detector else []
     words += ["--format", ",".join(options.formats) or "csv", "--device", options.device]
     words += ["--slice-axis", str(options.slice_axis)] if options.slice_axis != "auto" else []
     words += ["--window", *map(str, options.window)] if options.window else []
@@ -466,7 +423,8 @@ def _settings(
     }
     words += [name for name, is_on in switches.items() if is_on]
     words = [_as_utf8(shown(word)) for word in words]
-    chosen = {"bundle": _as_utf8(shown(options.bundle)), "formats": options.formats, "batch_size": options.batch_size}
+    bundle = _as_utf8(shown(str(options.bundle)))
+    chosen = {"bundle": bundle, "formats": options.formats, "batch_size": options.batch_size}
     return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}
 
 
@@ -496,3 +454,6 @@ def _write_report(records: Records) -> None:
     }
     cards = (Card(cells, thumbnail) for cells, thumbnail in records.pictures())
     write_report(records.folder / REPORT, "Segmented images", facts, cards)
+
+
+make_callable(__name__)

@@ -31,22 +31,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from monai.bundle.config_parser import ConfigParser
 from numpy.typing import NDArray
-from torch import Tensor
 
-from amsam_med.boxes import Size, scale_boxes
+from amsam_med.boxes import Size
 from amsam_med.data.dicomweb import DicomWeb
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image
 from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.files import sha256 as file_digest
-from amsam_med.infer import WITHOUT_BOX, PromptInferer
-from amsam_med.keys import Keys
 from amsam_med.machine import is_out_of_memory
 from amsam_med.measure import measure
-from amsam_med.model import AmSam
+from amsam_med.opened_model import Answer, Model, PreparedImage
 from amsam_med.records import Earlier, FileFlag, Part, Picture, Row, is_inside
 from amsam_med.sources import InputFile, local_copy, unpacked_bytes
 from amsam_med.threads import single_threaded_pool
@@ -96,10 +92,10 @@ class Outcome(NamedTuple):
 
 
 class Stages:
-    """The parts of an opened inference bundle as stages that files pass.
+    """An opened model as stages that files pass.
 
     Args:
-        parser: The bundle.
+        model: What segments.
         output: Folder for the results.
         formats: Names of the :data:`FORMATS` to write.
         batch_size: Pictures that the network takes at once, at most.
@@ -113,7 +109,7 @@ class Stages:
 
     def __init__(
         self,
-        parser: ConfigParser,
+        model: Model,
         output: Path,
         formats: Sequence[str],
         batch_size: int,
@@ -123,13 +119,9 @@ class Stages:
     ) -> None:
         self._output, self._formats, self._batch_size = output, formats, batch_size
         self._reading, self._labels, self._stores = reading, labels, stores
-        if "initialize" in parser:
-            parser.get_parsed_content("initialize")
-        self.device: torch.device = parser.get_parsed_content("device")
-        self._preprocessing = parser.get_parsed_content("preprocessing")
-        self._postprocessing = parser.get_parsed_content("postprocessing")
-        self._network: AmSam = parser.get_parsed_content("network")
-        self._inferer: PromptInferer = parser.get_parsed_content("inferer")
+        model.initialize()
+        model.load()
+        self._model, self.device = model, model.device
         self._open_files = set[_File]()
         self._memory = _Budget(max(LEAST_PICTURE_BYTES, _memory_of_machine() // 4))
 
@@ -207,10 +199,10 @@ class Stages:
 
     def _read_picture(self, job: _Job) -> None:
         pixels = job.file.pixels(job.index)
-        job.item = self._preprocessing({Keys.IMAGE.value: pixels})
-        job.size = pixels.shape[1], pixels.shape[2]
+        job.prepared = self._model.prepare(pixels)
+        job.size = job.prepared.size
         job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
-        prepared = job.item[Keys.IMAGE.value]
+        prepared = job.prepared.inputs
         if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):  # it shows enough, and costs less
             job.preview = (255 * prepared).round().byte().numpy()
 
@@ -224,20 +216,19 @@ class Stages:
         while batch := list(itertools.islice(wanted, 1)):
             while len(batch) < self._batch_size and not is_full() and (more := list(itertools.islice(wanted, 1))):
                 batch += more
-            if readable := [job for job in batch if job.item]:
+            if readable := [job for job in batch if job.prepared]:
                 self._predict(readable)
             yield from batch
 
     def _predict_one(self, job: _Job) -> _Job:
-        if job.item:
+        if job.prepared:
             self._predict([job])
         return job
 
     def _predict(self, jobs: Sequence[_Job]) -> None:
         start = time.perf_counter()
-        images = torch.stack([job.item.pop(Keys.IMAGE.value) for job in jobs]).to(self.device)  # (B, 3, S, S)
         try:
-            found = self._inferer.predict(images, self._network)
+            answers = self._model.predict([job.prepared for job in jobs if job.prepared])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -245,18 +236,13 @@ class Stages:
                 f"{self.device} has too little memory for batches of {self._batch_size} images; "
                 "give a smaller --batch-size, and what is done stays done"
             ) from None
-        mask_logits, boxes = found.mask_logits.cpu(), None if found.boxes is None else found.boxes.cpu()
-        for index, job in enumerate(jobs):
-            job.item[Keys.PRED.value] = mask_logits[index]
-            job.facts["box_source"] = found.box_sources[index]
-            job.facts["box_confidence"] = round(float(found.box_confidence[index]), 4)
-            job.facts["predicted_iou"] = round(float(found.predicted_iou[index]), 4)
-            job.facts["certainty"] = round(float(found.certainty[index]), 4)
-            job.flags = found.flags[index]
-            if boxes is not None and found.box_sources[index] not in WITHOUT_BOX:
-                job.facts["box_agreement"] = round(float(found.box_agreement[index]), 4)
-                height, width = images.shape[2:]
-                job.box_in_original = scale_boxes(boxes[index], (height, width), job.size)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.prepared, job.answer = None, answer
+            job.facts["box_source"] = answer.box_source
+            for name in ("box_confidence", "predicted_iou", "certainty"):
+                job.facts[name] = round(getattr(answer, name), 4)
+            if answer.box_in_original is not None:
+                job.facts["box_agreement"] = round(answer.box_agreement, 4)
         seconds = (time.perf_counter() - start) / len(jobs)
         for job in jobs:
             job.seconds += seconds
@@ -267,22 +253,23 @@ class Stages:
             if not (job.error or file.error or job.earlier):
                 with job.at_work(self._output):
                     self._with_memory(job, lambda: self._write_picture(job))
-            job.item, job.kept, job.preview = {}, None, None
+            job.prepared = job.answer = job.kept = job.preview = None
             if file.take(job):
                 with _faults_of(file, self._output):
                     self._write_file(file)
         return job
 
     def _write_picture(self, job: _Job) -> None:
-        mask = self._postprocessing({**job.item})[Keys.PRED.value].numpy()[0]  # (1, H, W) -> (H, W)
+        assert job.answer is not None
+        mask, box_in_original = self._model.restore(job.answer), job.answer.box_in_original
         pixels = job.file.pixels(job.index) if job.kept is None else job.kept
         job.facts["measured"] = measure(pixels, mask, job.file.spacing_mm)
-        words = (*job.flags, *job.file.flags())
+        words = (*job.answer.flags, *job.file.flags())
         job.facts["flags"] = ";".join(words)
-        if job.box_in_original is not None:
-            edges = [round(float(edge), 1) for edge in job.box_in_original]
+        if box_in_original is not None:
+            edges = [round(float(edge), 1) for edge in box_in_original]
             job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)
-        result = Result(pixels, mask, job.box_in_original, words)
+        result = Result(pixels, mask, box_in_original, words)
         job.mask = PackedMasks.pack(mask) if any(FORMATS[name].of_file for name in job.file.formats) else None
         job.thumbnail = thumbnail(pixels if job.preview is None else job.preview, mask)
         for name in job.file.formats:
@@ -455,12 +442,11 @@ class _Job:
     def __init__(self, file: _File, index: int) -> None:
         self.file, self.index = file, index
         self.earlier = file.parts.get(index + 1)  # what an earlier run has done
-        self.item: dict[Any, Any] = {}
+        self.prepared: PreparedImage | None = None
+        self.answer: Answer | None = None
         self.size: Size = (0, 0)  # (height, width) in pixels
         self.kept: NDArray[np.uint8] | None = None  # the picture itself
         self.preview: NDArray[np.uint8] | None = None  # squashed as the network sees it, (3, S, S)
-        self.box_in_original: Tensor | None = None
-        self.flags: tuple[str, ...] = ()
         self.facts: dict[str, Any] = {}  # fields of Row
         self.files: dict[str, str] = {}
         self.mask: bytes | None = None

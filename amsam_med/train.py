@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
-from monai.bundle.config_parser import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.utils.enums import PostFix
 from monai.utils.misc import ImageMetaKey
@@ -35,11 +34,11 @@ from torch import Tensor
 
 from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
-from amsam_med.bundle import open_bundle
+from amsam_med.bundle import TrainWorkflow, open_bundle, training_overrides
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
 from amsam_med.data.check import refuse_useless_masks
 from amsam_med.data.datalists import refuse_output_among
-from amsam_med.data.readers import read_image
+from amsam_med.data.readers import FilePath, read_image
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import score_image
@@ -55,6 +54,7 @@ from amsam_med.model import AmSam
 from amsam_med.report import PanelRow, draw_curves, draw_panel
 from amsam_med.schema import Name, Record, read_record
 from amsam_med.tensors import refuse_non_finite
+from amsam_med.verbs import make_callable
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -313,11 +313,12 @@ class TrainResult:
 
 
 def train(
-    data: Path,
-    folder: Path,
+    data: FilePath,
+    folder: FilePath,
     options: TrainOptions | None = None,
     encode_progress: Callable[[int, int], None] | None = None,
     epoch_progress: EpochProgress | None = None,
+    **chosen: Any,
 ) -> TrainResult:
     """Train an adapter on a folder of labelled images.
 
@@ -327,6 +328,8 @@ def train(
         options: See :class:`TrainOptions`.
         encode_progress: Called with (encoded, all) while images are encoded, for each half in turn.
         epoch_progress: Called after each epoch.
+        **chosen: Fields of :class:`TrainOptions`, and entries of the bundle's training configuration, by name
+            (``shots=8``), in place of those of ``options``; see :func:`amsam_med.bundle.training_overrides`.
 
     Raises:
         ConfigError: The folder holds a finished or an interrupted run and ``resume`` is not set; another process trains
@@ -334,13 +337,22 @@ def train(
         DataError: The data cannot be used, or the folder cannot be written to.
         WeightsError: Base or detector are not at hand, or the checkpoint of an interrupted run cannot be used.
     """
-    options = options or TrainOptions()
+    options = _with_chosen(options or TrainOptions(), chosen)
+    data, folder = Path(data), Path(folder)
     with limits_named(folder, _LESS_MEMORY), held(folder / LOCK, f"the run in {folder}"):
         if (folder / HISTORY).exists() and not options.resume:
             raise ConfigError(f"{folder} already holds a run; give --resume to continue it, or another folder")
         for name in (CHECKPOINT, ADAPTER, HISTORY, SPLIT, RUN, CURVES, PANEL, MODEL):
             sweep_unfinished(folder / name)
         return _train(data, folder, options, encode_progress, epoch_progress)
+
+
+def _with_chosen(options: TrainOptions, chosen: Mapping[str, Any]) -> TrainOptions:
+    own = {name: chosen[name] for name in ("bundle", "resume", "panel_images") if name in chosen}
+    own |= {"bundle": str(own["bundle"])} if "bundle" in own else {}  # it goes into run.json
+    entries = {name: value for name, value in chosen.items() if name not in (*own, "overrides")}
+    overrides = {**chosen.get("overrides", options.overrides), **training_overrides(entries)}
+    return replace(options, **own, overrides=overrides)
 
 
 def _train(
@@ -364,27 +376,27 @@ def _train(
             "epoch_progress": epoch_progress,
         },
     )
-    parser.get_parsed_content("initialize")
-    num_classes = int(parser.get_parsed_content("core").settings["num_classes"])
-    for name, half in zip(("D1", "D2"), parser.get_parsed_content("levels"), strict=True):
+    workflow = TrainWorkflow(parser)
+    workflow.initialize()
+    num_classes = int(workflow.network.settings["num_classes"])
+    for name, half in zip(("D1", "D2"), workflow.levels, strict=True):
         refuse_output_among(half, folder)
         refuse_useless_masks(half, name, num_classes)
-    trainer: SupervisedTrainer = parser.get_parsed_content("train::trainer")
-    recorder: RunRecorder = parser.get_parsed_content("train::recorder")
+    trainer: SupervisedTrainer = workflow.trainer
+    recorder: RunRecorder = workflow.recorder
     trainer.run()
     trained = sum(parameter.numel() for parameter in recorder.network.parameters() if parameter.requires_grad)
     seconds = time.monotonic() - start
     result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
     draw_curves(recorder.history, folder / CURVES)
-    draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], parser), folder / PANEL)
-    write_json(folder / RUN, _summary(result, options, recorder, parser))
+    draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], workflow), folder / PANEL)
+    write_json(folder / RUN, _summary(result, options, recorder, workflow))
     return result
 
 
-def _panel_rows(items: Sequence[Mapping[str, str]], parser: ConfigParser) -> list[PanelRow]:
+def _panel_rows(items: Sequence[Mapping[str, str]], workflow: TrainWorkflow) -> list[PanelRow]:
     """Segment examples as inference does, with the trained network."""
-    network: AmSam = parser.get_parsed_content("core")
-    inferer = PromptInferer(parser.get_parsed_content("detector"))
+    network, inferer = workflow.network, PromptInferer(workflow.detector)
     prepare = preprocessing(network.input_size, True, "original", int(network.settings["num_classes"]))
     return [_panel_row(prepare(dict(item)), network.eval(), inferer) for item in items]
 
@@ -405,7 +417,9 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     return PanelRow(_told(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
 
 
-def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, parser: ConfigParser) -> dict[str, Any]:
+def _summary(
+    result: TrainResult, options: TrainOptions, recorder: RunRecorder, workflow: TrainWorkflow
+) -> dict[str, Any]:
     packages = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm")
     return {
         "bundle": options.bundle,
@@ -416,7 +430,7 @@ def _summary(result: TrainResult, options: TrainOptions, recorder: RunRecorder, 
         "best_epoch": result.best_epoch,
         "seconds": round(result.seconds, 2),
         "trained_parameters": result.trained_parameters,
-        "base_sha256": weights.sha256(Path(parser.get_parsed_content("base_file"))),
+        "base_sha256": weights.sha256(Path(workflow.base_file)),
         "versions": {package: version(package) for package in packages},
     }
 
@@ -428,3 +442,6 @@ def _is_plain(value: Any) -> bool:
 def _told(path: str) -> str:
     """A path as text; bytes of it that are no UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+make_callable(__name__)

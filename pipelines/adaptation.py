@@ -133,8 +133,8 @@ def encode(items: Sequence[Item], network: AmSam, views: Literal["all", "mirror"
     dataset = EncodedDataset(items, prepare, network.frozen_encoder, views=views, folder=folder)
     cases = [dataset[number] for number in range(len(dataset))]
     features, labels = (torch.stack([case[key] for case in cases]) for key in (Keys.IMAGE.value, Keys.LABEL.value))
-    shape = (len(items), dataset.view_count)
-    return Examples(features.unflatten(0, shape), labels.unflatten(0, shape))
+    count = len(items)
+    return Examples(features.reshape(count, -1, *features.shape[1:]), labels.reshape(count, -1, *labels.shape[1:]))
 
 
 def adapt(
@@ -176,7 +176,7 @@ def adapt(
         if way.pull:
             loss = loss + way.pull * _squared_distance(parameters, start)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         scheduler.step()
         if at_step is not None:
@@ -302,14 +302,15 @@ def _groups(network: AmSam, way: Way) -> list[dict[str, Any]]:
     """What a way trains, by rate; all else is frozen."""
     parts = ENCODER_PARTS[way.parts]
     lower = lower_parameters(network)
-    groups = [
+    of_encoder = [part for name, part in lower.items() if parts and name.startswith(parts)]
+    groups: list[dict[str, Any]] = [
         {"params": [part for name, part in lower.items() if not name.startswith(ENCODER)], "lr": RATE},
         {"params": [*upper_parameters(network).values()], "lr": UPPER_RATE},
-        {"params": [part for name, part in lower.items() if parts and name.startswith(parts)], "lr": ENCODER_RATE},
+        {"params": of_encoder, "lr": ENCODER_RATE},
     ]
     for parameter in network.image_encoder.parameters():
         parameter.requires_grad_(False)
-    for parameter in groups[-1]["params"]:
+    for parameter in of_encoder:
         parameter.requires_grad_(True)
     if way.lora_rank:
         updates = []
@@ -324,7 +325,8 @@ def _groups(network: AmSam, way: Way) -> list[dict[str, Any]]:
 
 
 def _share_of_rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / WARM_UP) * (1 - step / max(1, steps)) ** POWER
+    rising, falling = min(1.0, (step + 1) / WARM_UP), 1 - step / max(1, steps)
+    return rising * float(falling**POWER)
 
 
 def _squared_distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:

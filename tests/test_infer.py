@@ -216,7 +216,7 @@ def test_a_threshold_out_of_range_is_refused(name: str, share: float):
 
 
 def test_two_who_doubt_do_not_keep_what_one_empties():
-    with pytest.raises(ConfigError, match="unboxed_below is 0.3"):
+    with pytest.raises(ConfigError, match=r"unboxed_below is 0\.3"):
         PromptInferer(nothing_below=0.4, unboxed_below=0.3)
 
 

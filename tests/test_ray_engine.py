@@ -241,7 +241,7 @@ def test_an_output_folder_that_workers_do_not_see_is_named(
 def test_a_worker_with_another_version_is_refused(
     photos: Path, tmp_path: Path, options: SegmentOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amsam_med.segment.__version__", "0")
+    monkeypatch.setattr("amsam_med.opened_model.__version__", "0")
     with pytest.raises(ConfigError, match="would segment with another amsam-med; install the same version"):
         segment([photos], tmp_path / "out", options)
 

@@ -92,13 +92,7 @@ class PictureFile:
         Raises:
             DataError: It is grey without a known white, and no window was given.
         """
-        picture = self.upright(index)
-        colours = np.empty((picture.height, picture.width, 3), np.uint8)
-        rows = max(1, _BAND_PIXELS // picture.width)
-        for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
-            bottom = min(top + rows, picture.height)
-            colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), self._window)
-        return colours
+        return _rgb(self.upright(index), self._window)
 
     def upright(self, index: int) -> PIL.Image.Image:
         """A page in its own mode, turned as its EXIF says; it changes with the next call."""
@@ -115,6 +109,25 @@ class PictureFile:
             frames = self._picture.n_frames  # type: ignore[attr-defined]
             raise DataError(f"animated, {frames} frames; export the one you need, for example as PNG")
         return 1
+
+
+def rgb_pixels(picture: PIL.Image.Image) -> NDArray[np.uint8]:
+    """A picture in memory as the same picture in a file is read: uint8 ``(H, W, 3)`` RGB, turned as its EXIF says.
+
+    Raises:
+        DataError: It is grey without a known white.
+    """
+    return _rgb(PIL.ImageOps.exif_transpose(picture))
+
+
+def _rgb(picture: PIL.Image.Image, window: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """An upright picture as uint8 ``(H, W, 3)``."""
+    colours = np.empty((picture.height, picture.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
+        bottom = min(top + rows, picture.height)
+        colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), window)
+    return colours
 
 
 def _colours(picture: PIL.Image.Image, window: tuple[float, float] | None) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The model in use for one bundle: its versions on disk, and the parts that the newest good one is made of.
+"""The model in use for one bundle: its versions on disk, and the opened model of the newest good one.
 
 Versions are folders ``0001``, ``0002``, ... beside ``current.json``, which names the one in use. That file is replaced
 as a whole, and an adapter is complete before it is named, so a reader sees the old version or the new one.
@@ -21,26 +21,21 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from monai.utils.enums import MetaKeys, PostFix
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from amsam_med import weights
-from amsam_med.boxes import Size, scale_boxes
-from amsam_med.bundle import model_overrides, open_bundle
+from amsam_med.bundle import TrainWorkflow, open_bundle
 from amsam_med.checkpoint import frozen_digest, read_adapter, save_adapter
-from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.transforms import prepare_image, restore_original
+from amsam_med.data.readers import read_mask
 from amsam_med.data.writers import Labels
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
 from amsam_med.files import sha256, write_json
-from amsam_med.infer import WITHOUT_BOX, PromptInferer, Segmentation, judge_masks
-from amsam_med.keys import Keys
-from amsam_med.model import AmSam
+from amsam_med.opened_model import Answer, Model, PreparedImage, open_model
+from amsam_med.opened_model import Clicks as Clicks
 from amsam_med.schema import Record, read_record
-from amsam_med.segment import result_labels
 from amsam_med.threads import single_threaded_pool
 from amsam_med.train import ADAPTER, TrainOptions, train
 from amsam_med.views import MIRROR, unview_image, view_image
@@ -55,6 +50,7 @@ _RATES = {
     "upper_rate": 4e-5,
 }  # a fifth of the bundle's: a handful of odd images may not unlearn it all
 
+_OF_PROMPTED = ("box_source", "predicted_iou", "certainty")  # facts of a mask that a person asked for
 _VERSION_FOLDER = re.compile(r"[0-9]{4,6}")
 _RECORD_BYTES = 1 << 16
 
@@ -114,31 +110,6 @@ class Found(NamedTuple):
     labels: Labels
 
 
-class Clicks(NamedTuple):
-    """What a person pointed at, in pixels of the picture: x to the right, y down.
-
-    Attributes:
-        box: x1, y1, x2, y2; None for none.
-        foreground: (x, y) of points on the object.
-        background: (x, y) of points beside it.
-    """
-
-    box: tuple[float, float, float, float] | None = None
-    foreground: Sequence[tuple[float, float]] = ()
-    background: Sequence[tuple[float, float]] = ()
-
-
-class _Parts(NamedTuple):
-    """An opened inference bundle."""
-
-    version: int
-    labels: Labels
-    network: AmSam
-    inferer: PromptInferer
-    prepare: Callable[[Mapping[str, Any]], dict[Any, Any]]
-    restore: Callable[[Mapping[Any, Any]], dict[Any, Any]]
-
-
 class LabelModel:
     """The model of one bundle, and how it learns from labels.
 
@@ -160,13 +131,13 @@ class LabelModel:
     ) -> None:
         self.bundle, self.folder, self.base, self.device = bundle, folder, base, device
         self._cache_folder = cache_folder or folder / "embeddings"
-        self.meanings = result_labels(open_bundle(bundle, "inference"))
+        self.meanings = Model(open_bundle(bundle, "inference")).labels
         self.labels = [str(segment["label"]) for segment in self.meanings.segments]
-        self._parts: _Parts | None = None
+        self._in_use: tuple[int, Model] | None = None  # with the number of its version
         self._lock = threading.Lock()
         self._untrained_adapter: Path | None = None
         self._looked_at: dict[Path, tuple[int, str]] = {}  # an adapter's time of change, and what is wrong with it
-        self._embeddings: OrderedDict[str, tuple[Tensor, Size]] = OrderedDict()
+        self._encoded: OrderedDict[str, PreparedImage] = OrderedDict()
         # One thread computes, with one of torch's: results are those of the command line, and a training beside it on
         # the cores left does not slow both down many times over.
         self._pool = single_threaded_pool(1)
@@ -306,50 +277,34 @@ class LabelModel:
         )
 
     def _segment(self, path: Path) -> Found:
-        parts = self._newest()
-        item = parts.prepare({Keys.IMAGE.value: str(path)})
-        size = _original_size(item)
-        image = item[Keys.IMAGE.value][None].to(next(parts.network.parameters()).device)
-        found = parts.inferer.predict(image, parts.network)
-        item[Keys.PRED.value] = found.mask_logits[0].cpu()
-        mask = parts.restore(item)[Keys.PRED.value].numpy()[0]
-        box = None
-        if found.boxes is not None and found.box_sources[0] not in WITHOUT_BOX:
-            box = scale_boxes(found.boxes[0].cpu(), (parts.network.input_size,) * 2, size)
-        return Found(mask, _facts(found), box, parts.version, parts.labels)
+        number, model = self._newest()
+        (answer,) = model.predict([model.prepare(path)])
+        return Found(model.restore(answer), _facts(answer), answer.box_in_original, number, model.labels)
 
-    @torch.no_grad()
     def _segment_prompted(self, path: Path, clicks: Clicks) -> Found:
-        parts = self._newest()
-        embedding, size = self._embedding(path, parts)
-        side = parts.network.input_size
-        boxes, points, point_labels = _in_model_frame(clicks, size, side, path.name)
-        prediction = parts.network.predict(embedding, boxes, points, point_labels)
-        certainty, _ = judge_masks(prediction.mask_logits, None, side)
-        trust = float(prediction.predicted_iou[:, 1:].mean().clamp(0, 1))
-        facts = {"box_source": "user", "predicted_iou": round(trust, 4), "certainty": round(float(certainty), 4)}
-        mask = restore_original(prediction.mask_logits[0].cpu(), size).numpy()
-        box = None if clicks.box is None else torch.tensor(clicks.box)
-        return Found(mask, facts, box, parts.version, parts.labels)
+        number, model = self._newest()
+        answer = model.predict_prompted(self._encode(path, model), clicks, path.name)
+        facts = {name: fact for name, fact in _facts(answer).items() if name in _OF_PROMPTED}
+        return Found(model.restore(answer), facts, answer.box_in_original, number, model.labels)
 
     def _doubt(self, path: Path) -> float:
-        parts = self._newest()
-        image = parts.prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value][None]
-        image = image.to(next(parts.network.parameters()).device)
-        seen, mirrored = (parts.inferer.predict(view, parts.network) for view in (image, view_image(image, MIRROR)))
-        masks = (seen.mask_logits.argmax(dim=1), unview_image(mirrored.mask_logits, MIRROR).argmax(dim=1))
-        agreement = dice_score(masks[0] != 0, masks[1] != 0)
-        confidence = float(seen.box_confidence) if parts.inferer.detector is not None else 1.0
-        return round(1 - (float(seen.certainty) + confidence + agreement) / 3, 4)
+        _, model = self._newest()
+        image = model.prepare(path)
+        mirror_image = image._replace(inputs=view_image(image.inputs[None], MIRROR)[0])
+        (seen,), (mirrored,) = (model.predict([one]) for one in (image, mirror_image))
+        masks = (seen.mask_logits, unview_image(mirrored.mask_logits[None], MIRROR)[0])
+        agreement = dice_score(*(logits.argmax(dim=0) != 0 for logits in masks))
+        confidence = seen.box_confidence if model.inferer.detector is not None else 1.0
+        return round(1 - (seen.certainty + confidence + agreement) / 3, 4)
 
-    def _newest(self) -> _Parts:
-        """The parts of the version in use; what is running keeps those it has."""
+    def _newest(self) -> tuple[int, Model]:
+        """The version in use and its model; what is running keeps those it has."""
         with self._lock:
             version = self.current()
             number = 0 if version is None else version.number
-            if self._parts is None or self._parts.version != number:
-                self._parts = self._open(self._adapter())._replace(version=number)
-            return self._parts
+            if self._in_use is None or self._in_use[0] != number:
+                self._in_use = number, self._open(self._adapter())
+            return self._in_use
 
     def _adapter(self) -> Path | None:
         """The adapter in use; None for the bundle's own model."""
@@ -367,35 +322,31 @@ class LabelModel:
             path = own_folder(own_folder(self.folder) / "0000") / ADAPTER
             base_file = weights.find(base)
             parser = open_bundle(self.bundle, "train", {"base": base, "base_file": str(base_file)})
-            network: AmSam = parser.get_parsed_content("core")
+            network = TrainWorkflow(parser).network
             save_adapter(network, path, {"bundle": self.bundle, "shots": 0}, frozen_digest(network))
             self._untrained_adapter = path
         return self._untrained_adapter
 
-    def _open(self, adapter: Path | None) -> _Parts:
-        parser = open_bundle(self.bundle, "inference", model_overrides(adapter, device=self.device))
-        ids = ("network", "inferer", "preprocessing", "postprocessing")
-        return _Parts(0, result_labels(parser), *(parser.get_parsed_content(id) for id in ids))
+    def _open(self, adapter: Path | None) -> Model:
+        return open_model(self.bundle, adapter=adapter, device=self.device)
 
     def _next_folder(self) -> Path:
         taken = [int(path.name) for path in self.folder.iterdir() if _VERSION_FOLDER.fullmatch(path.name)]
         return self.folder / f"{max(taken, default=0) + 1:04d}"
 
-    def _embedding(self, path: Path, parts: _Parts) -> tuple[Tensor, Size]:
-        """The embedding float ``(1, 256, S/16, S/16)`` of a picture, the same for all versions, and its size."""
+    def _encode(self, path: Path, model: Model) -> PreparedImage:
+        """A picture as its embedding, which is the same for all versions."""
         digest = sha256(path)
         with self._lock:
-            if digest in self._embeddings:
-                self._embeddings.move_to_end(digest)
-                return self._embeddings[digest]
-        pixels = read_image(path).pixels
-        device = next(parts.network.parameters()).device
-        embedding = parts.network.embed(prepare_image(pixels, parts.network.input_size)[None].to(device))
+            if digest in self._encoded:
+                self._encoded.move_to_end(digest)
+                return self._encoded[digest]
+        encoded = model.encode(model.prepare(path))
         with self._lock:
-            self._embeddings[digest] = embedding, (pixels.shape[1], pixels.shape[2])
-            while len(self._embeddings) > _KEPT_EMBEDDINGS:
-                self._embeddings.popitem(last=False)
-            return self._embeddings[digest]
+            self._encoded[digest] = encoded
+            while len(self._encoded) > _KEPT_EMBEDDINGS:
+                self._encoded.popitem(last=False)
+            return self._encoded[digest]
 
 
 def own_folder(path: Path) -> Path:
@@ -414,52 +365,20 @@ def own_folder(path: Path) -> Path:
     return path
 
 
-def _mean_dice(parts: _Parts, examples: Sequence[Example]) -> float:
+def _mean_dice(model: Model, examples: Sequence[Example]) -> float:
     """Mean Dice at the images' own size, segmented as in use: without a human prompt."""
     scores = []
     for item in examples:
-        prepared = parts.prepare({Keys.IMAGE.value: item["image"]})
-        image = prepared[Keys.IMAGE.value][None].to(next(parts.network.parameters()).device)
-        logits = parts.inferer.predict(image, parts.network).mask_logits[0].cpu()
-        mask = restore_original(logits, _original_size(prepared))
-        scores.append(dice_score(mask != 0, torch.from_numpy(read_mask(item["label"]) != 0)))
+        mask, truth = model.segment(item["image"]).mask, read_mask(item["label"])
+        scores.append(dice_score(torch.from_numpy(mask != 0), torch.from_numpy(truth != 0)))
     return sum(scores) / len(scores)
 
 
-def _original_size(item: Mapping[Any, Any]) -> Size:
-    height, width = item[PostFix.meta(Keys.IMAGE.value)][MetaKeys.SPATIAL_SHAPE]
-    return int(height), int(width)
-
-
-def _in_model_frame(
-    clicks: Clicks, size: Size, side: int, name: str
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Boxes ``(1, 4)``, points ``(1, N, 2)`` and their labels ``(1, N)`` in pixels of the model input."""
-    height, width = size
-    if clicks.box is None and not clicks.foreground and not clicks.background:
-        raise DataError(f"{name}: got no prompt; give a box (roi), or points (foreground, background)")
-    placed = [*clicks.foreground, *clicks.background]
-    if any(not (0 <= x <= width and 0 <= y <= height) for x, y in placed):
-        raise DataError(f"{name}: a point is outside the picture of {width} x {height} pixels; points are (x, y)")
-    boxes = points = point_labels = None
-    if clicks.box is not None:
-        x1, y1, x2, y2 = clicks.box
-        if not (x1 < x2 and y1 < y2 and x2 > 0 and y2 > 0 and x1 < width and y1 < height):
-            raise DataError(
-                f"{name}: the box {list(clicks.box)} is empty or outside; expected x1, y1, x2, y2 in pixels"
-            )
-        boxes = scale_boxes(torch.tensor([clicks.box], dtype=torch.float32), size, (side, side))
-    if placed:
-        points = torch.tensor([placed], dtype=torch.float32) * torch.tensor([side / width, side / height])
-        point_labels = torch.tensor([[1] * len(clicks.foreground) + [0] * len(clicks.background)])
-    return boxes, points, point_labels
-
-
-def _facts(found: Segmentation) -> dict[str, Any]:
+def _facts(answer: Answer) -> dict[str, Any]:
     return {
-        "box_source": found.box_sources[0],
-        "box_confidence": round(float(found.box_confidence[0]), 4),
-        "predicted_iou": round(float(found.predicted_iou[0]), 4),
-        "certainty": round(float(found.certainty[0]), 4),
-        "flags": [str(flag) for flag in found.flags[0]],
+        "box_source": answer.box_source,
+        "box_confidence": round(answer.box_confidence, 4),
+        "predicted_iou": round(answer.predicted_iou, 4),
+        "certainty": round(answer.certainty, 4),
+        "flags": [str(flag) for flag in answer.flags],
     }
