@@ -398,3 +398,8 @@ def test_no_thread_of_the_process_group_outlives_python(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_the_hypergradient_is_of_first_order_by_default(toy_network: Build) -> None:
+    run = Run(toy_network(), epochs=1)
+    assert BiLevelHandler(loader(run.upper_data), run.upper_optimizer, SegmentationLoss()).hypergradient == KINDS[0]
