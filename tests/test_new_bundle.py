@@ -103,6 +103,7 @@ def test_all_else_is_the_sources(tmp_path: Path) -> None:
     assert (root / "docs" / "data_license.txt").read_text() in licences
 
 
+@pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")
 def test_its_metadata_follows_monais_schema(data_root: Path, tmp_path: Path) -> None:
     bundle = new_bundle(tmp_path / "ulcers", ULCERS)
     schema = tmp_path / "meta_schema_20240725.json"

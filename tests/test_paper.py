@@ -115,6 +115,7 @@ def test_the_best_epoch_on_d2_is_kept(training: BundleParser) -> None:
     recorder = training.get_parsed_content("train::recorder")
     evaluator = training.get_parsed_content("validate::evaluator")
     assert recorder.evaluator is evaluator
+    assert training.as_written("val_interval") == 1  # none is passed over
     scored = [evaluator.data_loader.dataset[i]["index"] for i in range(len(evaluator.data_loader.dataset))]
     assert scored == [0, 1]  # each image of D2 once, without views
     assert evaluator.data_loader.dataset.dataset is training.get_parsed_content("upper::dataset")

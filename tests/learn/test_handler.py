@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from amsam_med.boxes import jitter_boxes
 from amsam_med.errors import ConfigError
-from amsam_med.learn import hypergradient
+from amsam_med.learn import handler, hypergradient
 from amsam_med.learn.handler import BiLevelHandler, SeedHandler
 from amsam_med.learn.levels import lower_parameters, set_trainable, upper_parameters
 from amsam_med.learn.loss import SegmentationLoss
@@ -138,6 +138,23 @@ def test_an_upper_step_follows_the_hypergradient_at_the_trained_weights(kind: st
         "exact": lambda: hypergradient.exact(lower_loss, upper_loss, lower, upper, LOWER_RATE),
     }[kind]()
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["unrolled", "exact"])
+def test_the_hypergradient_that_was_asked_for_is_taken(
+    kind: str, toy_network: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two agree to within the other test's tolerance, so that one cannot tell them apart."""
+    taken: list[str] = []
+    for name in ("unrolled", "exact"):
+
+        def noted(*given: Any, name: str = name) -> Any:
+            taken.append(name)
+            return getattr(hypergradient, name)(*given)
+
+        monkeypatch.setattr(handler, name, noted)
+    Run(toy_network(), epochs=1, kind=kind, counts=(2, 2)).trainer.run()
+    assert taken == [kind]
 
 
 def test_the_three_hypergradients_differ(toy_network: Build) -> None:
@@ -381,3 +398,8 @@ def test_no_thread_of_the_process_group_outlives_python(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_the_hypergradient_is_of_first_order_by_default(toy_network: Build) -> None:
+    run = Run(toy_network(), epochs=1)
+    assert BiLevelHandler(loader(run.upper_data), run.upper_optimizer, SegmentationLoss()).hypergradient == KINDS[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,3 +186,24 @@ def test_the_shipped_cards_have_all_markers(bundle: str) -> None:
         assert text.count(f"<!-- begin {name} -->") == text.count(f"<!-- end {name} -->") == 1
     assert all(f"`{flag}`" in text for flag in Flag)
     assert "Not a medical device" in text
+
+
+def test_the_metadata_get_the_cards_figures_and_keep_all_else(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "configs").mkdir()
+    card, metadata = tmp_path / "docs" / "README.md", tmp_path / "configs" / "metadata.json"
+    cases = [case(replace(FINE, dice=dice, iou=dice / 2)) for dice in (0.8, 0.9)]
+    results = model_card.render_results(cases, CARD, set())
+    card.write_text(f"<!-- begin results -->\n{results}\n<!-- end results -->\n")
+    for before in ("{}", '{\n        "mean_dice": 0.1\n    }'):
+        metadata.write_text(f'{{\n    "a": [1, 2],\n    "eval_metrics": {before},\n    "b": {{}}\n}}\n')
+        model_card.write_metrics(tmp_path)
+        text = metadata.read_text()
+        assert text.startswith('{\n    "a": [1, 2],\n    "eval_metrics": {\n        "test_images": 2,\n')
+        assert json.loads(text)["eval_metrics"] == {"test_images": 2, "mean_dice": 0.85, "mean_iou": 0.425}
+
+
+def test_a_card_without_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing measured")
+    with pytest.raises(click.ClickException, match=r"README\.md has no results of all test images; measure the bundle"):
+        model_card.card_metrics(tmp_path / "README.md")
