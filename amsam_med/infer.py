@@ -111,14 +111,12 @@ class PromptInferer(Inferer):
         nothing_below: Predicted IoU in [0, 1] of the mask without a box (the rival's, where there is one) below which
             there is nothing in an image, and its mask is emptied unless a person has drawn its box; 0 keeps every mask.
             Without a box the network has learned to see nothing; with one it has learned to obey.
-        unboxed_below: The same for images in which the detector has found nothing, which makes two who doubt; at least
-            ``nothing_below``, which it is by default.
 
     Attributes:
         latest: What the last call of the inferer returned the logits of; None before the first.
 
     Raises:
-        ConfigError: There are no such views, or ``rival_margin`` or a threshold is out of range.
+        ConfigError: There are no such views, or ``rival_margin`` or ``nothing_below`` is out of range.
     """
 
     def __init__(
@@ -127,15 +125,9 @@ class PromptInferer(Inferer):
         views: ViewKind = "none",
         rival_margin: float | None = None,
         nothing_below: float = 0.0,
-        unboxed_below: float | None = None,
     ) -> None:
         super().__init__()
-        unboxed_below = nothing_below if unboxed_below is None else unboxed_below
-        for name, share, least in (
-            ("rival_margin", rival_margin or 0.0, -1.0),
-            ("nothing_below", nothing_below, 0.0),
-            ("unboxed_below", unboxed_below, nothing_below),
-        ):
+        for name, share, least in (("rival_margin", rival_margin or 0.0, -1), ("nothing_below", nothing_below, 0)):
             if not least <= share <= 1:
                 raise ConfigError(
                     f"{name} is {share}; it is compared with predicted IoUs; give a number from {least} to 1"
@@ -144,7 +136,6 @@ class PromptInferer(Inferer):
         self.views = views_of(views)
         self.rival_margin = rival_margin
         self.nothing_below = nothing_below
-        self.unboxed_below = unboxed_below
         self.latest: Segmentation | None = None
 
     def __call__(  # type: ignore[override]  # MONAI's inferers take any callable; this one asks for a box's network
@@ -208,8 +199,7 @@ class PromptInferer(Inferer):
 
     def _without_nothing(self, mask_logits: Tensor, trust: Tensor, sources: list[str]) -> Tensor:
         """Empty the masks that the network trusts too little for them to be of anything."""
-        least = {"user": 0.0, NOT_FOUND: self.unboxed_below}
-        is_nothing = trust.cpu() < torch.tensor([least.get(source, self.nothing_below) for source in sources])
+        is_nothing = (trust.cpu() < self.nothing_below) & torch.tensor([source != "user" for source in sources])
         if not bool(is_nothing.any()):
             return mask_logits
         background = mask_logits[:, :1]

@@ -165,7 +165,6 @@ def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
             "detector_file": detector,
             "rival_margin": "null",
             "nothing_below": "0",
-            "unboxed_below": "0",
         },
     }
 

@@ -60,7 +60,7 @@ def test_both_bundles_are_found_by_name():
     assert shipped_bundles() == sorted(BUNDLES)
 
 
-OF_THE_TASK = {"train.yaml": ["views"], "inference.yaml": ["rival_margin", "nothing_below", "unboxed_below"]}
+OF_THE_TASK = {"train.yaml": ["views"], "inference.yaml": ["rival_margin", "nothing_below"]}
 """Settings in which the bundles may differ: which way is up, and what is too uncertain to be anything."""
 
 

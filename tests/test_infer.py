@@ -193,8 +193,6 @@ def test_a_mask_that_is_trusted_too_little_is_nothing_unless_a_person_drew_its_b
     overruled = PromptInferer(detector, rival_margin=1.0, nothing_below=0.6).predict(IMAGES, network)
     assert overruled.box_sources == ["detector", "detector", "not found"]
     assert [Flag.NOTHING_FOUND in flags for flags in overruled.flags] == [False, True, True]
-    unboxed = PromptInferer(detector, rival_margin=1.0, nothing_below=0.4, unboxed_below=0.95)
-    assert [Flag.NOTHING_FOUND in flags for flags in unboxed.predict(IMAGES, network).flags] == [False, False, True]
     drawn = PromptInferer(nothing_below=0.6).predict(IMAGES, network, BOXES)
     torch.testing.assert_close(drawn.mask_logits, logits)
     assert drawn.flags[2] == (Flag.EMPTY_MASK,)
@@ -207,17 +205,10 @@ def test_a_negative_margin_keeps_the_box_only_where_it_is_trusted_more():
     assert found.box_sources == ["set aside", "detector", "not found"]
 
 
-@pytest.mark.parametrize(
-    ("name", "share"), [("rival_margin", -1.1), ("rival_margin", 1.5), ("nothing_below", -0.1), ("unboxed_below", 1.1)]
-)
+@pytest.mark.parametrize(("name", "share"), [("rival_margin", -1.1), ("rival_margin", 1.5), ("nothing_below", -0.1)])
 def test_a_threshold_out_of_range_is_refused(name: str, share: float):
     with pytest.raises(ConfigError, match=f"{name} is {share}"):
         PromptInferer(**{name: share})  # type: ignore[arg-type]
-
-
-def test_two_who_doubt_do_not_keep_what_one_empties():
-    with pytest.raises(ConfigError, match=r"unboxed_below is 0\.3"):
-        PromptInferer(nothing_below=0.4, unboxed_below=0.3)
 
 
 def test_a_mask_without_a_box_cannot_disagree(network: AmSam):

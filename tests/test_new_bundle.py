@@ -33,7 +33,7 @@ def source(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def values_of(bundle: Path, workflow: str) -> dict[str, object]:
     parser = open_bundle(bundle, workflow)  # type: ignore[arg-type]
-    names = ("prompt", "views", "detector_file", "rival_margin", "nothing_below", "unboxed_below", "network_def::prompt")
+    names = ("prompt", "views", "detector_file", "rival_margin", "nothing_below", "network_def::prompt")
     return {name: parser.as_written(name) for name in names}
 
 
@@ -81,7 +81,7 @@ def test_views_are_the_sources_unless_others_are_wanted(tmp_path: Path) -> None:
 def test_what_was_measured_on_the_sources_model_is_left_behind(tmp_path: Path) -> None:
     bundle = new_bundle(tmp_path / "ulcers", ULCERS)
     inference = values_of(bundle, "inference")
-    assert (inference["rival_margin"], inference["nothing_below"], inference["unboxed_below"]) == (None, 0, 0)
+    assert (inference["rival_margin"], inference["nothing_below"]) == (None, 0)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     assert metadata["eval_metrics"] == {}
     assert "lesion" not in json.dumps({key: value for key, value in metadata.items() if key != "references"})
@@ -96,7 +96,7 @@ def test_all_else_is_the_sources(tmp_path: Path) -> None:
     for name in ("evaluate.yaml", "multi_gpu_train.yaml", "train.yaml", "inference.yaml"):
         ours, theirs = ((one / "configs" / name).read_text().splitlines() for one in (bundle, root))
         differing = {one.split(":")[0].strip() for one, other in zip(ours, theirs, strict=True) if one != other}
-        assert differing <= {"prompt", "detector_file", "rival_margin", "nothing_below", "unboxed_below"}
+        assert differing <= {"prompt", "detector_file", "rival_margin", "nothing_below"}
     assert (bundle / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
     licences = (bundle / "docs" / "data_license.txt").read_text()
     assert licences.startswith("Images that ulcers was trained on: to be filled in.\n")

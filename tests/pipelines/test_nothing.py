@@ -7,40 +7,29 @@ import pytest
 from PIL import Image
 
 from pipelines import nothing, scenes
-from pipelines.nothing import Evidence, Seen
+from pipelines.nothing import Trust
 
-OBJECTS = Seen(np.concatenate([[0.62, 0.71], np.linspace(0.8, 0.99, 198)]), np.array([False, True, *[True] * 198]))
-NOTHING = Seen(
-    np.array([0.0] * 5 + [0.5, 0.6, 0.7, 0.75, 0.9]), np.array([False] * 5 + [True, False, False, True, True])
+FOUR_HUNDRED = Trust(
+    np.concatenate([[0.62, 0.71], np.linspace(0.8, 1, 398)]), np.concatenate([np.zeros(5), [0.5, 0.6, 0.7, 0.8, 0.9]])
 )
-EVIDENCE = Evidence(OBJECTS, NOTHING)
 
 
-def test_the_thresholds_lose_one_object_in_two_hundred() -> None:
-    chosen = nothing.choose(EVIDENCE)
-    assert chosen == (0.71, 0.99)  # 0.62 has no box and is lost, 0.71 has one and is not
-    assert EVIDENCE.lost(chosen) == pytest.approx(1 / 200)
-    assert EVIDENCE.kept(chosen) == pytest.approx(2 / 10)
-    assert EVIDENCE.kept((0.71, 0.71)) == pytest.approx(2 / 10)
-    assert EVIDENCE.kept((0.62, 0.62)) == pytest.approx(3 / 10)
-
-
-def test_an_image_without_a_box_meets_the_second_threshold_alone() -> None:
-    seen = Seen(np.array([0.5, 0.5, 0.9]), np.array([True, False, False]))
-    assert [seen.kept(pair) for pair in ((0.4, 0.4), (0.4, 0.6), (0.6, 0.95))] == pytest.approx([1, 2 / 3, 0])
+def test_the_threshold_loses_one_object_in_four_hundred() -> None:
+    assert nothing.choose(FOUR_HUNDRED) == 0.71  # 0.62 is lost, 0.71 is not
+    assert FOUR_HUNDRED.lost(0.71) == pytest.approx(1 / 400)
+    assert FOUR_HUNDRED.kept(0.71) == pytest.approx(2 / 10)
 
 
 def test_an_empty_mask_is_lost_or_right_at_any_threshold() -> None:
-    seen = Seen(np.array([0.0, 0.9]), np.array([True, True]))
-    evidence = Evidence(seen, seen)
-    assert (evidence.lost((0, 0)), evidence.kept((0, 0))) == (0.5, 0.5)
+    trust = Trust(np.array([0.0, 0.9]), np.array([0.0, 0.9]))
+    assert (trust.lost(0), trust.kept(0)) == (0.5, 0.5)
 
 
 def test_the_table_marks_what_was_chosen_and_the_curve_is_drawn(tmp_path: Path) -> None:
-    text = nothing.render(EVIDENCE, "amsam_isic", "f" * 64, "e" * 64)
-    assert "200 images with an object, of which 99.5 % get a box, 10 without, of which 30.0 % do" in text
-    assert "| **0.71** | **0.99** | 0.5 % | 20.0 % |" in text
-    nothing.draw(EVIDENCE, tmp_path / "curve.png")
+    text = nothing.render(FOUR_HUNDRED, "amsam_isic", "f" * 64)
+    assert "400 images with an object, 10 without" in text
+    assert "| **0.71** | 0.2 % | 20.0 % |" in text
+    nothing.draw(FOUR_HUNDRED, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.width > 300
 
