@@ -94,6 +94,7 @@ WAYS = {
     "W and neck, prior from prototypes": Way(second_prompt="prototypes"),
     "W and neck, its own mask as second prompt": Way(second_prompt="mask"),
     "W and neck, its own box as second prompt": Way(second_prompt="box"),
+    "W and neck, three times as long, its own box as second prompt": Way(steps=180, second_prompt="box"),
 }
 
 
