@@ -452,15 +452,18 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
             rows.append([way, *cells])
     images = {record["set"]: record["images"] for record in records}
     header = [f"{TASKS[name].title}, {images[name]} images, k = {shots}" for name, shots in columns]
-    seeds = 1 + max(record["seed"] for record in records)
-    caption = f"Base `{base}` (sha256 {digest[:12]}), {seeds} seeds, mean Dice in % ± standard deviation."
+    caption = (
+        f"Base `{base}` (sha256 {digest[:12]}); mean Dice in % ± standard deviation over {SEEDS} draws of the "
+        "examples, or over as many as stand in brackets."
+    )
     return f"{caption}\n\n{table(['what is adapted, and how', *header], rows)}"
 
 
 def _cell(values: Sequence[float], is_best: bool) -> str:
     if not values:
         return "-"
-    text = f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    text = f"{statistics.fmean(values):.1f}{deviation}" + (f" ({len(values)})" if len(values) != SEEDS else "")
     return f"**{text}**" if is_best else text
 
 

@@ -191,9 +191,9 @@ def test_ohif_shows_the_study_with_its_segmentations(clinic: Clinic) -> None:
     study = pydicom.dcmread(next(iter(clinic.images.values()))).StudyInstanceUID
     with open_browser() as browser:
         browser.driver.get(f"{clinic.server.address}/ohif/viewer?StudyInstanceUIDs={study}")
-        browser.wait_for("document.body.innerText.includes('AM-SAM Med segmentation, reviewed')", seconds=60)
+        browser.wait_for("document.body?.innerText.includes('AM-SAM Med segmentation, reviewed')", seconds=60)
         browser.wait_for("document.querySelector('canvas')", seconds=60)
-        shown = browser.run("return document.body.innerText")
+        shown = browser.run("return document.body?.innerText")
     assert shown.count("dermatoscope, forearm") >= len(clinic.images) - 1  # two share a series
 
 
