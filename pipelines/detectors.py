@@ -99,7 +99,8 @@ def main(
         train, validation = (Dataset(items, prepare) for items in split)
         detector, scores = train_detector(train, validation, options, _print)
     save_detector(detector, output, scores)
-    text = f"`{kind}-detector`, sha256 {sha256(output)[:12]}:\n\n{render_scores(scores)}"
+    measured = start if start is not None and epochs == 0 else output
+    text = f"`{kind}-detector`, sha256 {sha256(measured)[:12]}:\n\n{render_scores(scores)}"
     click.echo(text)
     if document is not None:
         write_block(document, f"detector {kind}", text)
