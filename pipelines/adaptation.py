@@ -428,7 +428,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """One column for each data set and number of examples; the best of each column is bold.
+    """One column for each data set and number of examples; the best of each is bold, of those with the most draws.
 
     Raises:
         ValueError: The records come from several bases or settings.
@@ -444,7 +444,10 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
         if record["settings"] != asdict(WAYS[record["way"]]):
             raise ValueError(f"the records of {record['way']!r} have other settings than now; run them anew")
         means[record["set"], record["shots"]].setdefault(record["way"], []).append(100 * record["dice"])
-    best = {column: max(ways, key=lambda way: statistics.fmean(ways[way])) for column, ways in means.items()}
+    best = {
+        column: max(ways, key=lambda way: (len(ways[way]), statistics.fmean(ways[way])))
+        for column, ways in means.items()
+    }
     rows = []
     for way in WAYS:
         cells = [_cell(means[column].get(way, []), way == best[column]) for column in columns]
