@@ -170,8 +170,7 @@ class PromptInferer(Inferer):
         if network.settings["prompt"] == "none" or (boxes is None and self.detector is None):
             found, sources = None, ["none"] * count
         elif boxes is not None:
-            found = Detections(boxes, torch.ones(count), torch.ones(count, dtype=torch.bool, device=boxes.device))
-            sources = ["user"] * count
+            found, sources = _drawn(boxes), ["user"] * count
         else:
             found = self._detect(inputs)
             sources = ["detector" if is_detected else NOT_FOUND for is_detected in found.is_detected.tolist()]
@@ -192,10 +191,7 @@ class PromptInferer(Inferer):
             sources = [SET_ASIDE if aside else source for aside, source in zip(is_aside, sources, strict=True)]
         trust = _trust(prediction)
         mask_logits = self._without_nothing(prediction.mask_logits, without_box, sources)
-        certainty, agreement = judge_masks(mask_logits, found, inputs.shape[-1])
-        flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
-        boxes, confidence = (None, torch.zeros(count)) if found is None else (found.boxes, found.confidence)
-        return Segmentation(mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
+        return _judged(mask_logits, trust, found, sources, inputs.shape[-1])
 
     def _without_nothing(self, mask_logits: Tensor, trust: Tensor, sources: list[str]) -> Tensor:
         """Empty the masks that the network trusts too little for them to be of anything."""
@@ -267,17 +263,10 @@ def follow_prompts(
         points: float ``(B, N, 2)``, x and y in pixels of the model input.
         point_labels: ``(B, N)``: 1 on the object, 0 beside it.
     """
-    prediction, count = network.predict(inputs, boxes, points, point_labels), inputs.shape[0]
-    found = None
-    if boxes is not None:
-        found = Detections(boxes, torch.ones(count), torch.ones(count, dtype=torch.bool, device=boxes.device))
-    certainty, agreement = judge_masks(prediction.mask_logits, found, network.input_size)
-    confidence = torch.zeros(count) if found is None else found.confidence
-    sources = ["user"] * count
-    flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
-    return Segmentation(
-        prediction.mask_logits, _trust(prediction), certainty, boxes, confidence, sources, agreement, flags
-    )
+    prediction = network.predict(inputs, boxes, points, point_labels)
+    found = None if boxes is None else _drawn(boxes)
+    sources = ["user"] * inputs.shape[0]
+    return _judged(prediction.mask_logits, _trust(prediction), found, sources, network.input_size)
 
 
 def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) -> tuple[Tensor, Tensor]:
@@ -304,6 +293,22 @@ def judge_masks(mask_logits: Tensor, found: Detections | None, input_size: int) 
         for box, own in zip(found.boxes.cpu(), tight, strict=True)
     ]
     return certainty.cpu(), torch.tensor(agreement).where(found.is_detected.cpu(), 1.0)
+
+
+def _drawn(boxes: Tensor) -> Detections:
+    """Boxes ``(B, 4)`` of a person, who is sure of them."""
+    count = len(boxes)
+    return Detections(boxes, torch.ones(count), torch.ones(count, dtype=torch.bool, device=boxes.device))
+
+
+def _judged(
+    mask_logits: Tensor, trust: Tensor, found: Detections | None, sources: list[str], input_size: int
+) -> Segmentation:
+    """Masks with what in them is in doubt; arguments as of :class:`Segmentation` and :func:`judge_masks`."""
+    certainty, agreement = judge_masks(mask_logits, found, input_size)
+    flags = [_flags(*facts) for facts in zip(sources, certainty.tolist(), agreement.tolist(), strict=True)]
+    boxes, confidence = (None, torch.zeros(len(sources))) if found is None else (found.boxes, found.confidence)
+    return Segmentation(mask_logits, trust, certainty, boxes, confidence, sources, agreement, flags)
 
 
 def _joined(parts: Sequence[Segmentation]) -> Segmentation:

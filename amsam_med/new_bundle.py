@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from amsam_med import weights
 from amsam_med.bundle import CONFIG_FILES
 from amsam_med.errors import ConfigError, DataError
+from amsam_med.opened_model import ANY_OBJECT
 from amsam_med.schema import Name
 from amsam_med.trust import refuse_untrusted, trust
 from amsam_med.views import ViewKind, views_of
@@ -33,11 +34,6 @@ _DETECTOR = "models/detector.safetensors"
 _OWN_DETECTOR = f"\"$@bundle_root + '/{_DETECTOR}'\""
 _LICENCES = "data_license.txt"
 _OPEN = "to be filled in"
-_ANY_TISSUE = {
-    "category": ["SCT", "85756007", "Tissue"],
-    "type": ["SCT", "85756007", "Tissue"],
-}
-"""Codes for DICOM results that claim nothing; whoever knows the right ones writes them into ``metadata.json``."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +194,7 @@ def _metadata(text: str, name: str, task: Task, source: str) -> dict[str, Any]:
             "data_type": "RGB images",
             "label_classes": f"single channel: 0 background, 1 {thing}",
             "pred_classes": f"two channels of logits: channel 0 background, channel 1 {thing}",
-            "segments": [{"label": thing, **_ANY_TISSUE}],
+            "segments": [{**ANY_OBJECT, "label": thing}],  # whoever knows the right codes writes them
             "eval_metrics": {},
             "intended_use": "Research and education only; not a medical device.",
         }

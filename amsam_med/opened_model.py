@@ -47,7 +47,8 @@ ImageLike: TypeAlias = FilePath | NDArray[np.uint8] | PIL.Image.Image
 Box: TypeAlias = tuple[float, float, float, float]
 Point: TypeAlias = tuple[float, float]
 
-_ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
+ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
+"""A class of a bundle that does not say what it means: codes for DICOM results that claim nothing."""
 _FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 _IN_MEMORY = "the image"
 
@@ -184,7 +185,7 @@ class Model(InferenceWorkflow):
         Raises:
             DataError: The bundle's metadata says it in another form.
         """
-        stated = self.parser.get("_meta_", {}).get("segments") or [_ANY_OBJECT]
+        stated = self.parser.get("_meta_", {}).get("segments") or [ANY_OBJECT]
         given = json.dumps({"segments": stated}, default=str)
         segments = [one.model_dump() for one in checked(_Segments, given, "metadata.json", "mend the bundle").segments]
         digests = {role: digest for role, digest in self.digests.items() if digest}

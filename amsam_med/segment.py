@@ -392,8 +392,7 @@ def _model(options: SegmentOptions, is_driver: bool = False) -> Model:
 def _fingerprint(model: Model, options: SegmentOptions) -> dict[str, Any]:
     """What a result depends on besides its image."""
     reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
-    of_model = {name: value for name, value in model.fingerprint.items() if name != "weights"}
-    return {**of_model, **reading, "weights": model.digests}
+    return {**model.fingerprint, **reading}
 
 
 def _settings(

@@ -1,8 +1,10 @@
 """Whether two versions draw the same masks: how many pixels differ between two results of ``amsam segment``.
 
-amsam segment DATA/isic2018/test/images -o BEFORE --format png      # with one version
-amsam segment DATA/isic2018/test/images -o AFTER --format png       # with another
-python -m benchmarks.same_masks BEFORE AFTER
+    amsam segment DATA/isic2018/test/images -o BEFORE --format png      # with one version
+    amsam segment DATA/isic2018/test/images -o AFTER --format png       # with another
+    python -m benchmarks.same_masks BEFORE AFTER
+
+Where sizes differ, all pixels do.
 """
 
 from __future__ import annotations

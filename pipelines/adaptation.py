@@ -16,7 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from amsam_med.learn.levels import ENCODER, ENCODER_PARTS
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.build import Adapted
 from amsam_med.model.lora import low_rank_update
+from amsam_med.threads import set_threads
 from pipelines.fewshot import INPUT_SIZE, TASKS, Field, open_lists
 from pipelines.reporting import table, write_block
 
@@ -198,7 +199,7 @@ def adapt_by_cross_halves(base: AmSam, examples: Examples, way: Way, seed: int) 
     drawn = random.Random(seed).sample(range(count), count)  # noqa: S311  # a draw, no secret
     scores: dict[tuple[float, float], list[float]] = {}
     for trained, judged in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
-        half = Way(way.parts, max(1, way.steps // 2), way.lora_rank, way.pull)
+        half = replace(way, steps=max(1, way.steps // 2), second_prompt="none", cross_halves=False)
         _score_on_the_way(base, examples.of(trained), examples.of(judged), half, seed, scores)
     mark, share = gentlest(scores)
     if mark == 0:
@@ -500,7 +501,7 @@ def run(
     base_weights: Path | None,
 ) -> None:
     """Run the ways on one data set, on one thread."""
-    torch.set_num_threads(1)
+    set_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     study = Study(name, data, output, base, base_weights or weights.find(base))
     ways = {way: WAYS[way] for way in WAYS if not only or way in only}

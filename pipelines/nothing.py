@@ -27,9 +27,8 @@ from amsam_med.files import atomic_path
 from amsam_med.keys import Keys
 from amsam_med.report import BLUE, DOTS_PER_INCH
 from amsam_med.weights import sha256
-from pipelines.detectors import scenes_without_people
+from pipelines.detectors import plain_skin, scenes_without_people
 from pipelines.reporting import table, write_block
-from pipelines.robustness import NO_LESION, VARIANTS, write_variant
 from pipelines.scenes import SOURCES, held_out
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/nothing.md"
@@ -70,9 +69,8 @@ def choose(trust: Trust) -> float:
 def images_of_lesions(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
     """Images with a lesion, and squares of plain skin cut from them, which are written to ``output``."""
     items = isic2018_datalist(data / "isic2018", "val")
-    skin = next(variant for variant in VARIANTS if variant.name == NO_LESION)
-    pairs = write_variant(skin, items, output / "plain-skin")
-    return [Path(item["image"]) for item in items], [image for image, _ in pairs]
+    skin = plain_skin(items, output / "plain-skin")
+    return [Path(item["image"]) for item in items], [Path(item["image"]) for item in skin]
 
 
 def images_of_people(data: Path, output: Path) -> tuple[list[Path], list[Path]]:

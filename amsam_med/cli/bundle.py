@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
+from amsam_med.choices import ViewKind
 from amsam_med.cli import options
 
 
@@ -28,7 +30,7 @@ def bundle() -> None:
 @click.option("--description", default="", help="One sentence for the metadata.  [default: made of the class name]")
 @click.option(
     "--views",
-    type=click.Choice(["all", "mirror", "none"]),
+    type=click.Choice(get_args(ViewKind)),
     help="What augments training: all eight flips and turns, the mirror image alone for what is never upside down, or "
     "nothing.  [default: the source's]",
 )
@@ -45,7 +47,7 @@ def new(
     trust_bundle: bool,
     class_name: str,
     description: str,
-    views: str | None,
+    views: ViewKind | None,
     detector: str,
 ) -> None:
     """Write the bundle NAME, a new folder, that can be trained at once.
@@ -74,7 +76,7 @@ def new(
     from amsam_med.new_bundle import Task, new_bundle
 
     wanted = None if detector == "none" else detector
-    task = Task(class_name, description, views, wanted)  # type: ignore[arg-type]  # click has checked the views
+    task = Task(class_name, description, views, wanted)
     made = new_bundle(folder, task, options.trusted(source, trust_bundle))
     boxes = "no detector: works without boxes (prompt none)" if wanted is None else "boxes of its own detector"
     click.echo(f"{made}: {class_name}, from {source}; {boxes}")
