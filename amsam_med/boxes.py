@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from skimage.measure import label
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 
@@ -48,6 +50,25 @@ def box_from_mask(mask: Tensor) -> Tensor | None:
         return None
     first_to_last: Tensor = masks_to_boxes(is_object[None])[0]
     return first_to_last + torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def largest_parts(mask: Tensor, share: float) -> Tensor:
+    """The connected parts of a mask that have at least a share of the largest one's area.
+
+    Args:
+        mask: ``(H, W)`` on the CPU, the object where it is not zero.
+        share: In [0, 1]; 0 keeps every part.
+
+    Returns:
+        bool ``(H, W)``.
+    """
+    is_object = mask != 0
+    if share <= 0:
+        return is_object
+    part_of = label(is_object.numpy())  # type: ignore[no-untyped-call]
+    areas = np.bincount(part_of.ravel())
+    areas[0] = 0  # the background is no part
+    return is_object & torch.from_numpy((areas >= share * areas.max())[part_of])
 
 
 def full_image_box(size: Size) -> Tensor:

@@ -23,6 +23,7 @@ from monai.transforms.compose import Compose
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
+from amsam_med.choices import DETECTORLESS
 from amsam_med.data.readers import FilePath
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.infer import PromptInferer
@@ -299,7 +300,7 @@ def open_bundle(
         name = Path(adapter).name
         settings, record, _ = read_adapter(Path(adapter))
         _refuse_other_bundle(name, record, root)
-        if settings["prompt"] != "none":
+        if settings["prompt"] not in DETECTORLESS:
             _refuse_other_detector(name, record, parser)
     return parser
 
@@ -367,7 +368,7 @@ def training_overrides(chosen: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         chosen: Entries of ``train.yaml`` by name. Three more are known by the names that they have elsewhere:
             ``detector`` (name or file), ``base_weights`` (file), and ``device`` as a word. A network of prompt
-            ``"none"`` is trained without the detector.
+            ``"own"`` or ``"none"`` is trained without the detector.
 
     Raises:
         ConfigError: There is to be no detector for a network that looks at boxes.
@@ -380,12 +381,12 @@ def training_overrides(chosen: Mapping[str, Any]) -> dict[str, Any]:
         overrides["base_file"] = base_weights
     if device != "auto":
         overrides["device"] = torch.device(device)
-    if overrides.get("prompt") == "none":
+    if overrides.get("prompt") in DETECTORLESS:
         overrides["detector_file"] = None
     elif detector == "none":
         raise ConfigError(
             "got detector='none' for a network that looks at boxes: it would be trained with boxes that it has not "
-            "when it segments; give prompt='none' as well, or a detector of your own"
+            "when it segments; give prompt='own' or 'none' as well, or a detector of your own"
         )
     elif detector is not None:
         overrides["detector_file"] = str(weights.find(detector))
@@ -403,8 +404,8 @@ def _adapter_overrides(adapter: Path, base_weights: FilePath | None) -> dict[str
     }
     if "box_choice" in record:
         overrides["box_choice"] = record["box_choice"]
-    if settings["prompt"] == "none":
-        overrides["detector_file"] = None  # its network looks at no box
+    if settings["prompt"] in DETECTORLESS:
+        overrides["detector_file"] = None
     return overrides
 
 

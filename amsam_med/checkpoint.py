@@ -72,11 +72,13 @@ class AdapterRecord(Record):
     neck_rate: Rate | None = None
     """The encoder's rate in adapters written before it could be more than the neck."""
     weight_decay: Rate | None = None
+    pull: Rate | None = None
     lambda_dice: Share | None = None
     squared_pred: bool | None = None
     hypergradient: Hypergradient | None = None
     views: ViewKind | None = None
     box_jitter: Share | None = None
+    box_dropout: Share | None = None
     box_choice: BoxChoice | None = None
     halves: bool | None = None
     epoch: Count | None = None

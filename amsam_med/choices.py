@@ -11,8 +11,10 @@ from typing import Literal, TypeAlias
 # The network; see amsam_med.model.build.build_amsam.
 BaseName: TypeAlias = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases."""
-PromptKind: TypeAlias = Literal["box", "box+point", "none"]
-"""What of a box the prompt encoder sees."""
+PromptKind: TypeAlias = Literal["box", "box+point", "own", "none"]
+"""What of a box the prompt encoder sees; with ``own`` the box of the network's own first mask."""
+DETECTORLESS: tuple[PromptKind, ...] = ("own", "none")
+"""With these a network needs no detector, in training as in use."""
 CalibrationMode: TypeAlias = Literal["none", "paper", "learned"]
 """How masks are calibrated (Eq. 9-12)."""
 CalibrationScope: TypeAlias = Literal["image", "batch"]

@@ -167,7 +167,8 @@ class PromptInferer(Inferer):
     @torch.no_grad()
     def _predict(self, inputs: Tensor, network: AmSam, boxes: Tensor | None) -> Segmentation:
         count = inputs.shape[0]
-        if network.settings["prompt"] == "none" or (boxes is None and self.detector is None):
+        kind = network.settings["prompt"]
+        if kind == "none" or (boxes is None and (kind == "own" or self.detector is None)):
             found, sources = None, ["none"] * count
         elif boxes is not None:
             found, sources = _drawn(boxes), ["user"] * count

@@ -14,6 +14,7 @@ from amsam_med.boxes import (
     clip_boxes,
     full_image_box,
     jitter_boxes,
+    largest_parts,
     scale_boxes,
 )
 
@@ -38,6 +39,15 @@ def test_one_pixel_has_a_box_of_one_by_one() -> None:
     mask = torch.zeros(4, 4)
     mask[0, 3] = 255
     assert torch.equal(tight_box(mask), torch.tensor([3.0, 0.0, 4.0, 1.0]))
+
+
+def test_small_parts_of_a_mask_can_be_left_out() -> None:
+    mask = torch.zeros(20, 20, dtype=torch.uint8)
+    mask[1:11, 1:11], mask[14:18, 14:19], mask[19, 0] = 1, 2, 1  # 100, 20 and 1 pixels
+    assert largest_parts(mask, 0.0).equal(mask != 0)
+    for share, area in ((0.01, 121), (0.2, 120), (0.21, 100), (1.0, 100)):
+        assert int(largest_parts(mask, share).sum()) == area
+    assert not largest_parts(0 * mask, 0.5).any()
 
 
 def test_an_empty_mask_has_no_box() -> None:

@@ -34,7 +34,7 @@ def test_the_settings_are_the_papers() -> None:
     printed = {"epochs": 100, "lower_rate": 5e-3, "upper_rate": 1e-3, "weight_decay": 0.1, "lambda_dice": 0.8}
     printed |= {"alpha": 0.7, "batch_size": 1, "box_choice": "surest", "prompt": "box", "halves": True}
     printed |= {"calibration": "paper", "hypergradient": "first-order", "adapts": "decoder"}
-    printed |= {"views": "none", "box_jitter": 0.0}
+    printed |= {"views": "none", "box_jitter": 0.0, "pull": 0.0}
     assert paper_settings() == printed
 
 

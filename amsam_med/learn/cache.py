@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from monai.engines.utils import PrepareBatchExtraInput
 from monai.utils.type_conversion import convert_to_tensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,8 @@ VIEW = "view"
 """int: which of the eight views an item is; 0 is the image itself."""
 INDEX = "index"
 """int: the item's position in the data list."""
+HAS_BOX = "has_box"
+"""bool: whether the network is shown the item's box."""
 
 CACHE_FORMAT = 1
 """Part of every key: raise it when an encoder's code changes so that equal weights give other embeddings."""
@@ -105,6 +108,27 @@ class EmbeddingCache:
         return self._encoder_key
 
 
+class PrepareBoxes(PrepareBatchExtraInput):
+    """MONAI's ``prepare_batch`` that gives the network an image's box, unless it is withheld.
+
+    The network takes a box for all images of a batch or for none, so the batch's first item decides.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"boxes": Keys.BOX.value})
+
+    def __call__(
+        self,
+        batchdata: dict[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
+        """Images, labels, no further arguments, and ``{"boxes": float (B, 4)}`` or nothing by name."""
+        image, label, _, named = super().__call__(batchdata, device, non_blocking, **kwargs)
+        return image, label, (), named if bool(batchdata[HAS_BOX][0]) else {}
+
+
 class _Case(NamedTuple):
     """One element of the data list, encoded."""
 
@@ -117,8 +141,8 @@ class EncodedDataset(Dataset[dict[str, Any]]):
     """A data list whose images, and their views, went through the encoder when the dataset was built.
 
     An item is ``{"image": embedding float32 (256, h, w), "label": uint8 (1, S, S), "box": float32 (4,) xyxy pixels of
-    the model input, "view": int, "index": int}``; items of the same case follow each other. The embedding is the stored
-    one, not a copy: do not write to it.
+    the model input, "view": int, "index": int, "has_box": bool}``; items of the same case follow each other. The
+    embedding is the stored one, not a copy: do not write to it.
 
     Args:
         data: What ``transform`` takes, such as ``{"image": path, "label": path}``.
@@ -132,10 +156,11 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         folder: See :class:`EmbeddingCache`.
         box_jitter: See ``amount`` of :func:`amsam_med.boxes.jitter_boxes`; drawn anew for each item from torch's global
             generator. 0 leaves boxes as they are.
+        box_dropout: Share of items in [0, 1] whose box is withheld; drawn as ``box_jitter`` is.
         progress: Called with (encoded cases, all cases) after each batch of cases.
 
     Raises:
-        ConfigError: Unknown ``views``, or a negative ``box_jitter``.
+        ConfigError: Unknown ``views``, a negative ``box_jitter``, or a ``box_dropout`` that is no share.
         DataError: No data, or images and labels of other shapes than above.
     """
 
@@ -148,13 +173,17 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         views: ViewKind = "all",
         folder: str | Path | None = None,
         box_jitter: float = 0.0,
+        box_dropout: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if box_jitter < 0:
             raise ConfigError(f"box_jitter is {box_jitter}; expected a share of the box's size, 0 (off) or more")
+        if not 0 <= box_dropout <= 1:
+            raise ConfigError(f"box_dropout is {box_dropout}; expected a share of the items, from 0 to 1")
         if len(data) == 0:
             raise DataError("the data list is empty; expected at least one image with its label; check the data folder")
         self.box_jitter = box_jitter
+        self.box_dropout = box_dropout
         self.views = views_of(views)
         self.view_count = len(self.views)
         self._cases = list(self._encode(data, transform, EmbeddingCache(encoder, folder), detector, progress))
@@ -177,6 +206,8 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             Keys.BOX: box[0].clone(),
             VIEW: view,
             INDEX: index,
+            # Nothing is drawn where nothing can be withheld, so that such trainings keep their random numbers.
+            HAS_BOX: self.box_dropout == 0 or float(torch.rand(())) >= self.box_dropout,
         }
 
     def _encode(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from amsam_med.errors import ConfigError, DataError
 
@@ -74,6 +75,38 @@ def lower_groups(network: nn.Module, rate: float, encoder_rate: float) -> list[d
         {"params": [parameter for name, parameter in lower.items() if name.startswith(ENCODER)], "lr": encoder_rate},
     ]
     return [group for group in groups if group["params"]]
+
+
+def pulled_to_start(optimizer: Optimizer, pull: float) -> Optimizer:
+    """Let an optimiser add to its loss the squared distance of its parameters to where they are now, times ``pull``.
+
+    What few examples say nothing of then stays as the base has learned it. The distance's gradient is added before each
+    step, so the loss that is reported stays Eq. (5).
+
+    Args:
+        optimizer: Of the lower level, before the first step and before a run is resumed.
+        pull: Not negative; 0 changes nothing.
+
+    Returns:
+        The optimiser, so that a configuration can name it in one expression.
+
+    Raises:
+        ConfigError: A negative pull.
+    """
+    if pull < 0:
+        raise ConfigError(f"pull is {pull}; expected 0 (off) or more: a negative one would drive W away from the base")
+    if pull == 0:
+        return optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    start = [parameter.detach().clone() for parameter in parameters]
+
+    def add_gradient(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        for parameter, origin in zip(parameters, start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=2 * pull)
+
+    optimizer.register_step_pre_hook(add_gradient)
+    return optimizer
 
 
 def upper_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from amsam_med.boxes import box_from_mask, largest_parts
 from amsam_med.errors import DataError
 from amsam_med.model.calibration import MaskCalibration
 from amsam_med.model.decoder import EMBEDDING_CHANNELS, MaskDecoder
 from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from amsam_med.model.prompt import PATCH, PromptEncoder
+
+LARGE_PART = 0.2
+"""A part of a mask is large from this share of the largest one's area on."""
 
 
 class Prediction(NamedTuple):
@@ -87,6 +93,8 @@ class AmSam(nn.Module):
     ) -> Prediction:
         """Masks of B images and the network's trust in them.
 
+        A network of prompt ``"own"`` that is given no prompt makes its own in evaluation mode: the box of its mask.
+
         Args:
             image: RGB float ``(B, 3, S, S)`` in [0, 1], or what was encoded before: its embedding float
                 ``(B, 256, S/16, S/16)``, or the encoder's features or trunk of it float ``(B, C, S/16, S/16)``.
@@ -99,10 +107,50 @@ class AmSam(nn.Module):
             DataError: ``image`` is neither an image nor encoded for this network's size.
         """
         embedding = self.embed(image)
+        if boxes is None and points is None and earlier_logits is None and self.prompts_itself:
+            return self._predict_by_own_boxes(embedding)
+        return self._decode(embedding, boxes, points, point_labels, earlier_logits)
+
+    @property
+    def prompts_itself(self) -> bool:
+        """Whether an image without a prompt is segmented again with the boxes of its first mask."""
+        return self.settings["prompt"] == "own" and not self.training
+
+    def _decode(
+        self,
+        embedding: Tensor,
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        earlier_logits: Tensor | None = None,
+    ) -> Prediction:
         sparse, dense = self.prompt_encoder(embedding.shape[0], boxes, points, point_labels, earlier_logits)
         decoded = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense)
         mask_logits = self.calibration(decoded.mask_logits, decoded.upscaled, decoded.mask_vectors)
         return Prediction(mask_logits, decoded.predicted_iou)
+
+    def _predict_by_own_boxes(self, embedding: Tensor) -> Prediction:
+        """The mask without a prompt, with the box around it, or with that around its largest parts.
+
+        Of the three the one with the highest mean predicted IoU of the objects is taken. The first box holds when the
+        mask is in pieces of one object, the second when it has found something else as well.
+        """
+        size = (self.input_size, self.input_size)
+        candidates = [self._decode(embedding)]
+        first = interpolate(candidates[0].mask_logits.float(), size=size, mode="bilinear", align_corners=False)
+        masks = [*(first.argmax(dim=1) != 0).cpu()]
+        for share in (0.0, LARGE_PART):
+            found = [box_from_mask(largest_parts(mask, share)) for mask in masks]
+            # An empty mask has no box; what stands here for its box is not taken.
+            boxes = torch.stack([embedding.new_zeros(4, device="cpu") if box is None else box for box in found])
+            is_found = torch.tensor([box is not None for box in found], device=embedding.device)
+            answer = self._decode(embedding, boxes.to(embedding.device))
+            predicted_iou = answer.predicted_iou.where(is_found[:, None], -torch.inf)
+            candidates.append(Prediction(answer.mask_logits, predicted_iou))
+        trust = torch.stack([candidate.predicted_iou[:, 1:].mean(dim=1) for candidate in candidates])  # (3, B)
+        best = trust.argmax(dim=0)
+        rows = torch.arange(len(best), device=best.device)
+        return Prediction(*(torch.stack(parts)[best, rows] for parts in zip(*candidates, strict=True)))
 
     def embed(self, image: Tensor) -> Tensor:
         """Embed images, features or trunks; embeddings pass as they are. All else as for :meth:`predict`."""

@@ -22,7 +22,8 @@ class PromptEncoder(SamPromptEncoder):
 
     Args:
         input_size: Side of the square model input in pixels.
-        kind: ``"box"`` embeds the box's corners, ``"box+point"`` its centre as well, ``"none"`` ignores boxes.
+        kind: ``"box"`` and ``"own"`` embed the box's corners, ``"box+point"`` its centre as well, ``"none"`` ignores
+            boxes.
 
     Raises:
         ConfigError: An unknown kind.

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from amsam_med.boxes import Detections, box_from_mask
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.learn.cache import EmbeddingCache, EncodedDataset, ViewSampler
+from amsam_med.learn.cache import HAS_BOX, EmbeddingCache, EncodedDataset, PrepareBoxes, ViewSampler
 from amsam_med.views import VIEW_COUNT, view_image
 
 SIZE = 64
@@ -275,6 +275,38 @@ def test_jitter_is_drawn_anew_from_the_global_generator(encoder: CountingEncoder
     assert torch.equal(data[0]["label"], dataset(encoder)[0]["label"])
 
 
+def test_a_share_of_boxes_is_withheld_and_drawn_anew(encoder: CountingEncoder) -> None:
+    data = dataset(encoder, count=4, box_dropout=0.5)
+    torch.manual_seed(0)
+    first, second = ([item[HAS_BOX] for item in data] for _ in range(2))
+    assert 8 <= sum(first) <= 24  # of 32 items
+    assert first != second
+    torch.manual_seed(0)
+    assert [item[HAS_BOX] for item in data] == first
+
+
+@pytest.mark.parametrize(("share", "has_box"), [(0.0, True), (1.0, False)])
+def test_all_boxes_or_none(share: float, has_box: bool, encoder: CountingEncoder) -> None:
+    assert all(item[HAS_BOX] is has_box for item in dataset(encoder, box_dropout=share))
+
+
+def test_boxes_that_cannot_be_withheld_leave_the_random_numbers_alone(encoder: CountingEncoder) -> None:
+    data, state = dataset(encoder), torch.get_rng_state()
+    _ = data[0]
+    assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.0, {"boxes"}), (1.0, set())])
+def test_a_withheld_box_does_not_reach_the_network(share: float, named: set[str], encoder: CountingEncoder) -> None:
+    (batch,) = DataLoader(dataset(encoder, box_dropout=share, views="mirror"), batch_size=4)
+    images, labels, further, given = PrepareBoxes()(batch, "cpu")
+    assert images.shape == (4, 4, 4, 4)
+    assert labels.shape == (4, 1, SIZE, SIZE)
+    assert further == ()
+    assert set(given) == named
+    assert all(value.equal(batch["box"]) for value in given.values())
+
+
 def test_what_is_done_to_an_item_stays_there(encoder: CountingEncoder) -> None:
     data = dataset(encoder)
     item = data[0]
@@ -291,6 +323,7 @@ def test_items_collate_into_a_batch(encoder: CountingEncoder) -> None:
         "label": (16, 1, SIZE, SIZE),
         "box": (16, 4),
         "view": (16,),
+        "has_box": (16,),
         "index": (16,),
     }
 
@@ -301,6 +334,8 @@ def test_unfit_data_are_refused(encoder: CountingEncoder) -> None:
     grey = {"image": torch.zeros(1, SIZE, SIZE), "label": torch.zeros(1, SIZE, SIZE)}
     with pytest.raises(DataError, match=r"element 0 .* \(1, 64, 64\)"):
         EncodedDataset([{}], lambda _: grey, encoder)
+    with pytest.raises(ConfigError, match=r"box_dropout is 1\.5"):
+        dataset(encoder, box_dropout=1.5)
     with pytest.raises(ConfigError, match="box_jitter"):
         dataset(encoder, box_jitter=-0.1)
     with pytest.raises(ConfigError, match="views is 'some'"):

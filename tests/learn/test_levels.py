@@ -10,6 +10,7 @@ from amsam_med.errors import ConfigError, DataError
 from amsam_med.learn.levels import (
     lower_groups,
     lower_parameters,
+    pulled_to_start,
     set_trainable,
     split_levels,
     trainable_state,
@@ -45,6 +46,31 @@ def test_the_lower_level_owns_lora_the_five_decoder_parts_and_the_calibration(to
     }
     in_transformer = {name.split(".")[-1] for name in names if "transformer" in name}
     assert in_transformer == {"lora_a", "lora_b"}
+
+
+def test_a_pull_is_the_gradient_of_the_squared_distance_to_the_start() -> None:
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randn(6, generator=draw)
+    start = torch.randn(6, generator=draw)
+    pulled, written_out = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    by_hook = pulled_to_start(torch.optim.AdamW([pulled], lr=0.1, weight_decay=0.0), 0.3)
+    by_loss = torch.optim.AdamW([written_out], lr=0.1, weight_decay=0.0)
+    for _ in range(5):
+        for optimizer, parameter, pull in ((by_hook, pulled, 0.0), (by_loss, written_out, 0.3)):
+            optimizer.zero_grad()
+            loss = ((parameter - target) ** 2).sum() + pull * ((parameter - start) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(pulled, written_out)
+    assert not torch.allclose(pulled, start)
+
+
+def test_no_pull_leaves_the_optimizer_as_it_is_and_a_negative_one_is_refused() -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    assert pulled_to_start(optimizer, 0.0) is optimizer
+    assert not optimizer._optimizer_step_pre_hooks
+    with pytest.raises(ConfigError, match="pull is -1"):
+        pulled_to_start(optimizer, -1)
 
 
 def test_the_upper_level_owns_the_prompt_embedding_alone(toy_network: Build) -> None:

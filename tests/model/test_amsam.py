@@ -14,6 +14,7 @@ from torch import Tensor
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.learn.levels import lower_parameters, upper_parameters
 from amsam_med.model import AmSam, build_amsam
+from amsam_med.model.amsam import Prediction
 from amsam_med.model.build import Adapted
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [10.0, 0.0, 64.0, 30.0], [0.0, 0.0, 64.0, 64.0]])
@@ -129,6 +130,77 @@ def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSa
         torch.testing.assert_close(networks["none"](images, BOXES), tiny(images))
         by_hand = tiny(images, BOXES, centres, torch.ones(3, 1))
         torch.testing.assert_close(networks["box+point"](images, BOXES), by_hand)
+
+
+class PaintsItsPrompt:
+    """Decodes the box that it is shown, and otherwise what it is told to see; trusts each as it is told.
+
+    Args:
+        first: bool ``(B, S, S)``: the masks without a box.
+        trusted: Predicted IoU by rank of the pass: no box, tight box, box of the largest parts; each ``(B,)``.
+    """
+
+    def __init__(self, first: Tensor, trusted: list[list[float]]) -> None:
+        self.first, self.trusted = first, trusted
+        self.seen: list[Tensor | None] = []
+
+    def __call__(self, embedding: Tensor, boxes: Tensor | None = None, *_: object) -> Prediction:
+        inside = self.first
+        if boxes is not None:
+            inside = torch.zeros_like(self.first)
+            for mask, (x1, y1, x2, y2) in zip(inside, boxes.round().long().tolist(), strict=True):
+                mask[y1:y2, x1:x2] = True
+        trust = torch.tensor(self.trusted[len(self.seen)])
+        self.seen.append(boxes)
+        logits = torch.where(inside, 5.0, -5.0)
+        return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([0 * trust, trust], dim=1))
+
+
+def first_masks() -> Tensor:
+    """Three images of 64 x 64: an object with a speck far away, one alone, and nothing."""
+    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
+    masks[0, 8:24, 8:24] = masks[0, 60:62, 60:62] = masks[1, 10:30, 20:50] = True
+    return masks
+
+
+def own_box_network(paints: PaintsItsPrompt, monkeypatch: pytest.MonkeyPatch) -> AmSam:
+    network = build_amsam("tiny", input_size=64, prompt="own").eval()
+    monkeypatch.setattr(network, "_decode", paints)
+    return network
+
+
+def test_prompt_own_draws_again_with_the_boxes_of_its_first_mask(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5], [0.4, 0.4, 0.9], [0.7, 0.3, 0.9]])
+    prediction = own_box_network(paints, monkeypatch).predict(images)
+    nothing, tight, largest = paints.seen
+    assert nothing is None
+    assert tight[:2].tolist() == [[8, 8, 62, 62], [20, 10, 50, 30]]
+    assert largest[:2].tolist() == [[8, 8, 24, 24], [20, 10, 50, 30]]
+    masks = prediction.mask_logits.argmax(dim=1) == 1
+    assert masks[0].sum() == 16 * 16  # the largest part's box is trusted most
+    assert masks[1].equal(first_masks()[1])  # no box is
+    assert not masks[2].any()  # an empty mask has no box, however much its answer is trusted
+    assert prediction.predicted_iou[:, 1].tolist() == pytest.approx([0.7, 0.5, 0.5])
+
+
+def test_prompt_own_obeys_a_prompt_and_is_silent_in_training(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ({"boxes": BOXES}, {"points": BOXES[:, None, :2], "point_labels": torch.ones(3, 1)}):
+        paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5]])
+        own_box_network(paints, monkeypatch).predict(images, **given)
+        assert len(paints.seen) == 1
+    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5]])
+    own_box_network(paints, monkeypatch).train().predict(images)
+    assert paints.seen == [None]
+
+
+def test_an_image_prompts_itself_whoever_is_beside_it(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = build_amsam("tiny", input_size=64, prompt="own").eval()
+    with torch.no_grad():
+        together, alone = network.predict(images), network.predict(images[1:2])
+    torch.testing.assert_close(together.mask_logits[1:2], alone.mask_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_several_classes_give_one_mask_more(images: Tensor) -> None:
