@@ -33,7 +33,7 @@ from amsam_med.boxes import Size, scale_boxes
 from amsam_med.bundle import BundleParser, InferenceWorkflow, default_bundle, model_overrides, open_bundle
 from amsam_med.data.pictures import rgb_pixels
 from amsam_med.data.readers import FilePath
-from amsam_med.data.writers import Labels
+from amsam_med.data.results import Labels
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import WITHOUT_BOX, Flag, Segmentation, follow_prompts
 from amsam_med.keys import Keys

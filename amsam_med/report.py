@@ -20,7 +20,7 @@ from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 
 FilePath: TypeAlias = str | PathLike[str]
 Box: TypeAlias = tuple[float, float, float, float]

@@ -31,11 +31,11 @@ import torch
 from PIL import Image
 
 from amsam_med.data.datalists import list_images
-from amsam_med.data.writers import FORMATS
 from amsam_med.measure import Measurements
-from amsam_med.records import FILE_COLUMNS, JOURNAL, RESULTS, Picture, Records, Row
 from amsam_med.segment import REPORT, SegmentOptions, Step, segment
-from amsam_med.sources import list_inputs
+from amsam_med.segment.formats import FORMATS
+from amsam_med.segment.inputs import list_inputs
+from amsam_med.segment.journal import FILE_COLUMNS, JOURNAL, RESULTS, Picture, Records, Row
 from amsam_med.synthetic import write_dermoscopy
 
 CORES = (16, 64, 256)

@@ -41,7 +41,7 @@ from amsam_med.data.readers import read_image, read_mask
 from amsam_med.evaluate import ImageScore, score_image, summarise
 from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
-from amsam_med.records import Cells
+from amsam_med.segment.journal import Cells
 from amsam_med.trust import register_bundles
 from pipelines.reporting import (
     Scored,

@@ -25,8 +25,8 @@ from amsam_med.data.tables import read_table
 from amsam_med.evaluate import bootstrap_interval, dice_score
 from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND
-from amsam_med.records import RESULTS, Cells, read_run
 from amsam_med.segment import SegmentOptions, segment
+from amsam_med.segment.journal import RESULTS, Cells, read_run
 
 Mask = NDArray[np.uint8]
 

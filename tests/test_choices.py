@@ -14,9 +14,9 @@ import pytest
 from amsam_med import boxes, choices, cli, segment, views
 from amsam_med.bundle_settings import as_configured
 from amsam_med.data import datalists, nifti
-from amsam_med.data.writers import FORMATS
 from amsam_med.learn import hypergradient
 from amsam_med.model import build, calibration, prompt
+from amsam_med.segment.formats import FORMATS
 from amsam_med.weights import shipped_bundles
 
 OF_OPTION = {

@@ -44,6 +44,7 @@ from amsam_med.data.deidentify import deidentified, without_dates
 from amsam_med.data.dicom_header import read_header as read_dicom_header
 from amsam_med.data.dicom_header import starts_as_dicom
 from amsam_med.data.quiet import quiet_decoders
+from amsam_med.data.results import Labels
 from amsam_med.errors import DataError, MissingExtraError
 from amsam_med.files import atomic_path
 from amsam_med.opening import open_regular
@@ -141,6 +142,18 @@ class Algorithm(NamedTuple):
     def serial_number(self) -> str:
         """What tells this device from others of its version."""
         return self.weights_sha256 or f"version {self.version}"
+
+
+def dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
+    """What classes mean and what drew them, in DICOM's terms."""
+
+    def code(scheme: str, value: str, meaning: str) -> Code:
+        return Code(value, scheme, meaning)
+
+    segments = [SegmentMeaning(one["label"], code(*one["category"]), code(*one["type"])) for one in labels.segments]
+    network = labels.weights.get("model") or labels.weights.get("adapter", "")
+    others = {f"{role}_sha256": digest for role, digest in labels.weights.items() if digest != network}
+    return segments, Algorithm(labels.version, network, others)
 
 
 def highdicom() -> Any:

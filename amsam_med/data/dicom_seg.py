@@ -30,8 +30,8 @@ from amsam_med.data.dicom_results import (
     restore_class,
     write_result,
 )
+from amsam_med.data.outlines import OUTLINE_COLOURS
 from amsam_med.data.quiet import quiet_decoders
-from amsam_med.data.writers import OUTLINE_COLOURS
 from amsam_med.errors import DataError
 
 _LONGEST_LABEL = 64  # characters of the value representation LO

@@ -29,7 +29,7 @@ from amsam_med import weights
 from amsam_med.bundle import TrainWorkflow, open_bundle
 from amsam_med.checkpoint import frozen_digest, read_adapter, save_adapter
 from amsam_med.data.readers import read_mask
-from amsam_med.data.writers import Labels
+from amsam_med.data.results import Labels
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
 from amsam_med.files import sha256, write_json

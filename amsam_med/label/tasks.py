@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from skimage.measure import approximate_polygon, find_contours
 
 from amsam_med.data.dicom import is_dicom
+from amsam_med.data.dicom_results import dicom_labels
 from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.outlines import OUTLINE_COLOURS
 from amsam_med.data.readers import image_size
-from amsam_med.data.writers import OUTLINE_COLOURS, dicom_labels, write_mask_png
+from amsam_med.data.writers import write_mask_png
 from amsam_med.errors import DataError
 from amsam_med.evaluate import dice_score
 from amsam_med.label.datastores import DICOM, PNG

@@ -16,7 +16,7 @@ import pytest
 from amsam_med.data import dicomweb
 from amsam_med.data.dicomweb import DicomWeb
 from amsam_med.errors import DataError
-from tests.test_sources import write_dicom
+from tests.segment.test_inputs import write_dicom
 
 pytest.importorskip("dicomweb_client", reason="dicomweb-client is not installed; it comes with the extra `dicom`")
 

@@ -30,7 +30,7 @@ from amsam_med import measure
 from amsam_med.errors import ConfigError
 from amsam_med.model.amsam import Prediction
 from amsam_med.segment import SegmentOptions, SegmentSummary, Step, segment
-from amsam_med.stages import _Budget
+from amsam_med.segment.stages import _Budget
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.weights import sha256
 from tests.cli_process import AmsamProcess, Strike, amsam
@@ -488,7 +488,7 @@ def test_copies_of_images_do_not_outlive_the_run_or_the_one_after_it(
 def test_copies_of_zip_members_are_bounded_in_sum(
     options: SegmentOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amsam_med.stages.COPIED_BYTES", 5 << 20)
+    monkeypatch.setattr("amsam_med.segment.stages.COPIED_BYTES", 5 << 20)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "temporary").mkdir()
@@ -562,9 +562,9 @@ def test_a_picture_for_which_memory_is_short_is_tried_again_alone(
             raise MemoryError
         return real(*arguments)
 
-    monkeypatch.setattr("amsam_med.stages.measure", short)
+    monkeypatch.setattr("amsam_med.segment.stages.measure", short)
     assert segment([tmp_path / "photos"], tmp_path / "out", options).done == 2
-    monkeypatch.setattr("amsam_med.stages.measure", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr("amsam_med.segment.stages.measure", lambda *_: (_ for _ in ()).throw(MemoryError()))
     summary = segment([tmp_path / "photos"], tmp_path / "none", options)
     assert summary.failed == 2
     assert "a.png: this machine has too little memory for it, which takes about" in summary.failures[0][1]

@@ -1,7 +1,7 @@
 """The stages of a folder run in the processes of a Ray cluster, fed by Ray Data.
 
 The driver, the process that was started, lists the inputs and keeps the journal. It sends a few files at a time through
-Ray Data; a worker process opens the bundle once, lets the files pass its own :class:`amsam_med.stages.Stages`, writes
+Ray Data; a worker process opens the bundle once, lets the files pass its own :class:`.stages.Stages`, writes
 their results into the output folder, which all machines share, and sends back what there is to record. So results and
 journal are those of a local run, and the driver's memory depends on the size of the cluster, not of the archive.
 
@@ -36,9 +36,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from amsam_med.errors import AmsamError, ConfigError, MissingExtraError
-from amsam_med.records import RUN, Earlier, sweep
-from amsam_med.sources import InputFile
-from amsam_med.stages import Outcome, Stages
+from amsam_med.segment.inputs import InputFile
+from amsam_med.segment.journal import RUN, Earlier, sweep
+from amsam_med.segment.stages import Outcome, Stages
 from amsam_med.threads import set_threads
 
 FILES_PER_TASK = 32
@@ -54,7 +54,7 @@ _Entry: TypeAlias = tuple[InputFile, Earlier | None]
 
 
 class RayStages:
-    """What :class:`amsam_med.stages.Stages` does, by the workers of the cluster that this process is connected to.
+    """What :class:`.stages.Stages` does, by the workers of the cluster that this process is connected to.
 
     Args:
         open_stages: Opens the stages in a worker; Ray pickles it.
@@ -74,7 +74,7 @@ class RayStages:
         earlier: Callable[[InputFile], Earlier | None],
         is_interrupted: threading.Event,
     ) -> Generator[Outcome]:
-        """The outcomes of all files, in the order in which they are done; see :meth:`amsam_med.stages.Stages.run`.
+        """The outcomes of all files, in the order in which they are done; see :meth:`.Stages.run`.
 
         Args:
             files: What to segment.

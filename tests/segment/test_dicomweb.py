@@ -13,10 +13,11 @@ import pydicom
 import pytest
 from dicomweb_client.api import DICOMwebClient
 
+from amsam_med.data.dicomweb import DicomWeb
 from amsam_med.data.readers import read_mask
 from amsam_med.errors import DataError
 from amsam_med.segment import SegmentOptions, segment
-from amsam_med.sources import DicomWeb, list_inputs
+from amsam_med.segment.inputs import list_inputs
 from tests.dicom_tools import PATIENT, dciodvfy_errors, orthanc, write_source
 from tests.small_bundle import DarkObjectDetector, write_small_bundle
 

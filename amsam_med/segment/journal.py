@@ -42,11 +42,11 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from amsam_med.data.tables import TableWriter, hidden, visible
-from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.files import atomic_path, is_unfinished, write_json
 from amsam_med.measure import Measurements
 from amsam_med.schema import Record, Sha256, read_record
+from amsam_med.segment.formats import FORMATS
 
 RESULTS = "results.csv"
 RUN = "run.json"
@@ -164,7 +164,7 @@ class Part(NamedTuple):
 
     Attributes:
         picture: What there will be to record.
-        mask: As :meth:`amsam_med.data.writers.PackedMasks.pack` packs it; None where no format of whole files is
+        mask: As :meth:`amsam_med.data.results.PackedMasks.pack` packs it; None where no format of whole files is
             written.
     """
 

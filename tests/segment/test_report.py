@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from amsam_med.data.tables import hidden, visible
-from amsam_med.gallery import PLOTS, Card, Histogram, Tally, write_report
 from amsam_med.infer import Flag
-from amsam_med.records import COLUMNS
+from amsam_med.segment.journal import COLUMNS
+from amsam_med.segment.report import PLOTS, Card, Histogram, Tally, write_report
 from tests.browser import Browser, open_browser
 
 FACTS = {"bundle": "amsam_isic", "command": "amsam segment photos -o out"}

@@ -28,7 +28,7 @@ from urllib.parse import quote
 from amsam_med.data.tables import visible
 from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND, WITHOUT_BOX, Flag
-from amsam_med.records import RESULTS, FileFlag
+from amsam_med.segment.journal import RESULTS, FileFlag
 
 REPORT = "report.html"
 GALLERY_LIMIT = 10_000
@@ -43,7 +43,7 @@ FLAG_MEANINGS = {
     FileFlag.BURNED_IN.value: "The file says that text is burned into its pixels: perhaps the patient's name.",
 }
 
-_TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+_TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 _FILE_COLUMN = "_file"  # how the name of a column ends that names a result file
 
@@ -54,7 +54,7 @@ class Card(NamedTuple):
     """One picture of the report.
 
     Attributes:
-        cells: The picture's row of ``results.csv`` as text, with the columns of :class:`amsam_med.records.Row`; more
+        cells: The picture's row of ``results.csv`` as text, with the columns of :class:`.journal.Row`; more
             may come, and all are shown. ``picture`` is its number in its file, where a file holds several. Columns
             whose name ends in ``_file`` hold paths relative to the report's folder and become links.
         thumbnail: A JPEG of some 160 pixels with the outline drawn in; None where there is none.

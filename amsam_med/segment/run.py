@@ -6,12 +6,12 @@ done. The output folder::
 
     masks/<sub-folder>/<stem>_segmentation.png          0 and 255 (class ids where there are several), original size
     overlays/<sub-folder>/<stem>_overlay.jpg            outline and box over the image
-    contours/, nifti/, dicom_seg/, dicom_sr/            where they are asked for; see amsam_med.data.writers.FORMATS
-    results.csv, run.json, journal.sqlite               see amsam_med.records
+    contours/, nifti/, dicom_seg/, dicom_sr/            where they are asked for; see amsam_med.segment.formats.FORMATS
+    results.csv, run.json, journal.sqlite               see amsam_med.segment.journal
     report.html                                         all of it to look at
 
 The sub-folder is the one that the image has in its input folder. Pictures of a file that holds several are numbered
-from 1: ``<stem>_0001_segmentation.png``. How names are kept apart is in :mod:`amsam_med.sources`.
+from 1: ``<stem>_0001_segmentation.png``. How names are kept apart is in :mod:`amsam_med.segment.inputs`.
 
 A later run into the same folder skips a file whose bytes and results are as they were, if weights and settings are.
 """
@@ -41,18 +41,18 @@ from amsam_med.choices import DeviceName, EngineName
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.readers import FilePath, Window
 from amsam_med.data.tables import visible
-from amsam_med.data.writers import FORMATS
 from amsam_med.errors import ConfigError, MissingExtraError
-from amsam_med.gallery import Card, write_report
 from amsam_med.infer import NOT_FOUND
 from amsam_med.opened_model import Model, refuse_missing_device
 from amsam_med.opened_model import result_labels as result_labels
-from amsam_med.ray_engine import RayStages, connected
-from amsam_med.records import JOURNAL, Earlier, Records, read_run
 from amsam_med.scratch import sweep_scratch
-from amsam_med.sources import InputFile, Inputs, list_inputs
-from amsam_med.stages import Outcome, Reading, Stages, cannot_write
-from amsam_med.verbs import make_callable, with_chosen
+from amsam_med.segment.formats import FORMATS
+from amsam_med.segment.inputs import InputFile, Inputs, list_inputs
+from amsam_med.segment.journal import JOURNAL, Earlier, Records, read_run
+from amsam_med.segment.ray import RayStages, connected
+from amsam_med.segment.report import Card, write_report
+from amsam_med.segment.stages import Outcome, Reading, Stages, cannot_write
+from amsam_med.verbs import with_chosen
 from amsam_med.views import ViewKind
 from amsam_med.weights import shipped_bundles
 
@@ -453,6 +453,3 @@ def _write_report(records: Records) -> None:
     }
     cards = (Card(cells, thumbnail) for cells, thumbnail in records.pictures())
     write_report(records.folder / REPORT, "Segmented images", facts, cards)
-
-
-make_callable(__name__)

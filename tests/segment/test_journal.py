@@ -15,7 +15,7 @@ import pytest
 
 from amsam_med.data.tables import read_table
 from amsam_med.errors import ConfigError
-from amsam_med.records import COLUMNS, Named, Part, Picture, Records, Row, read_run
+from amsam_med.segment.journal import COLUMNS, Named, Part, Picture, Records, Row, read_run
 
 FINGERPRINT = {"amsam-med": "1", "weights": {"model": "abc", "detector": None}, "input_size": 256}
 
@@ -450,7 +450,7 @@ def test_a_part_that_no_run_writes_is_refused(row: str, folder: Path) -> None:
 def test_a_giant_entry_is_not_read_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(folder, "a.png")
     change(folder, "UPDATE rows SET thumbnail = zeroblob(3000000)")
-    monkeypatch.setattr("amsam_med.records._LARGEST_ENTRY", 2_000_000)
+    monkeypatch.setattr("amsam_med.segment.journal._LARGEST_ENTRY", 2_000_000)
     with pytest.raises((ConfigError, sqlite3.DatabaseError), match="too big"):
         begun(folder)
 

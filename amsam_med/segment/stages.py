@@ -36,15 +36,17 @@ from numpy.typing import NDArray
 from amsam_med.boxes import Size
 from amsam_med.data.dicomweb import DicomWeb
 from amsam_med.data.nifti import SliceAxis
+from amsam_med.data.outlines import THUMBNAIL_SIDE, thumbnail
 from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image
-from amsam_med.data.writers import FORMATS, THUMBNAIL_SIDE, FileResult, Labels, PackedMasks, Result, thumbnail
+from amsam_med.data.results import FileResult, Labels, PackedMasks, Result
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.files import sha256 as file_digest
 from amsam_med.machine import is_out_of_memory
 from amsam_med.measure import measure
 from amsam_med.opened_model import Answer, Model, PreparedImage
-from amsam_med.records import Earlier, FileFlag, Part, Picture, Row, is_inside
-from amsam_med.sources import InputFile, local_copy, unpacked_bytes
+from amsam_med.segment.formats import FORMATS
+from amsam_med.segment.inputs import InputFile, local_copy, unpacked_bytes
+from amsam_med.segment.journal import Earlier, FileFlag, Part, Picture, Row, is_inside
 from amsam_med.threads import single_threaded_pool
 
 COPIED_BYTES = 1 << 30

@@ -18,8 +18,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from amsam_med.errors import DataError
-from amsam_med.records import Named
-from amsam_med.sources import InputFile, Inputs, list_inputs, local_copy
+from amsam_med.segment.inputs import InputFile, Inputs, list_inputs, local_copy
+from amsam_med.segment.journal import Named
 from tests.small_bundle import write_picture
 
 
@@ -163,7 +163,7 @@ def test_a_member_that_leads_out_of_its_archive_is_refused(name: str, tmp_path: 
 
 
 def test_a_zip_bomb_is_refused_by_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amsam_med.sources.MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr("amsam_med.segment.inputs.MEMBER_LIMIT", 1 << 20)
     file = the_only(write_zip(tmp_path / "bomb.zip", **{"a.png": b"\0" * (1 << 21)}))
     assert "2,097,152 bytes unpacked, at most 1,048,576 are read" in file.error
 

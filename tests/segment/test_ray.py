@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from amsam_med import ray_engine
 from amsam_med.bundle import Expression
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.segment import SegmentOptions, Step, segment
+from amsam_med.segment import ray as ray_engine
 from tests.small_bundle import write_picture, write_small_bundle
 
 pytest.importorskip("ray", reason="Ray is not installed; it comes with the extra `ray`")

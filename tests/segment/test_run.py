@@ -18,14 +18,14 @@ import torch
 
 from amsam_med.bundle import open_bundle
 from amsam_med.checkpoint import save_adapter
+from amsam_med.data.outlines import FLAG_COLOUR
 from amsam_med.data.readers import image_size, read_image, read_mask
-from amsam_med.data.writers import FLAG_COLOUR
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.infer import AGREEMENT_IOU, SURE_DICE
 from amsam_med.model import build_amsam
-from amsam_med.records import COLUMNS
 from amsam_med.segment import SegmentOptions, SegmentSummary, Step, segment
-from amsam_med.stages import _in_order
+from amsam_med.segment.journal import COLUMNS
+from amsam_med.segment.stages import _in_order
 from amsam_med.weights import sha256
 from tests.small_bundle import INPUT_SIZE, DarkObjectDetector, write_picture, write_small_bundle
 

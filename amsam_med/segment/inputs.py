@@ -39,14 +39,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from amsam_med.data.datalists import image_stem
-from amsam_med.data.dicomweb import DicomWeb as DicomWeb  # a public name of this module, too
-from amsam_med.data.dicomweb import split_address
+from amsam_med.data.dicomweb import DicomWeb, split_address
 from amsam_med.data.identifiers import without_identifiers
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.records import Named
 from amsam_med.scratch import MORE_ROOM, scratch_folder
+from amsam_med.segment.journal import Named
 
 ZIP_SUFFIX = ".zip"
 DICOMWEB = "dicomweb:"

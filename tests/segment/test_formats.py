@@ -21,9 +21,9 @@ from torch import Tensor
 
 from amsam_med import cli
 from amsam_med.data.nifti import SliceAxis
-from amsam_med.data.writers import FORMATS
 from amsam_med.model.amsam import Prediction
 from amsam_med.segment import SegmentOptions, segment
+from amsam_med.segment.formats import FORMATS
 from tests.dicom_tools import write_source
 from tests.small_bundle import write_picture, write_small_bundle
 
