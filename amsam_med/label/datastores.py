@@ -32,10 +32,10 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from amsam_med.data.dicom_header import DicomHeader, read_header
-from amsam_med.data.dicom_results import Algorithm, SegmentMeaning, highdicom
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicomweb import DicomWeb
+from amsam_med.data.dicom.header import DicomHeader, read_header
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import Algorithm, SegmentMeaning, highdicom
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import IMAGE_SUFFIXES, PIXEL_LIMIT, image_size
 from amsam_med.data.writers import write_mask_png
 from amsam_med.errors import ConfigError, DataError

@@ -21,9 +21,9 @@ from monailabel.utils.others.pathology import create_asap_annotations_xml, creat
 from numpy.typing import NDArray
 from skimage.measure import approximate_polygon, find_contours
 
-from amsam_med.data.dicom import is_dicom
-from amsam_med.data.dicom_results import dicom_labels
-from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.dicom.reader import is_dicom
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import dicom_labels
 from amsam_med.data.outlines import OUTLINE_COLOURS
 from amsam_med.data.readers import image_size
 from amsam_med.data.writers import write_mask_png

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amsam_med.data.dicom_results import dicom_labels
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicom_sr import MeasuredObject, dicom_measurements, write_dicom_sr
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import dicom_labels
+from amsam_med.data.dicom.sr import MeasuredObject, dicom_measurements, write_dicom_sr
 from amsam_med.data.results import FileResult, Format, Labels, Result
 from amsam_med.data.writers import MASK_ENDING, write_contour, write_mask_png, write_nifti, write_overlay
 

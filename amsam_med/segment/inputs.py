@@ -39,8 +39,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from amsam_med.data.datalists import image_stem
-from amsam_med.data.dicomweb import DicomWeb, split_address
-from amsam_med.data.identifiers import without_identifiers
+from amsam_med.data.dicom.identifiers import without_identifiers
+from amsam_med.data.dicom.web import DicomWeb, split_address
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import ConfigError, DataError

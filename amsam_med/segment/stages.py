@@ -34,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.dicomweb import DicomWeb
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.nifti import SliceAxis
 from amsam_med.data.outlines import THUMBNAIL_SIDE, thumbnail
 from amsam_med.data.readers import PIXEL_LIMIT, ImageFile, Window, open_image

@@ -16,9 +16,9 @@ import SimpleITK
 from dicomweb_client.api import DICOMwebClient
 
 from amsam_med.cli import main
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicomweb import DicomWeb
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.writers import write_mask_png
 from amsam_med.segment import SegmentOptions, segment

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from dicomweb_client.api import DICOMwebClient
 
-from amsam_med.data.dicomweb import DicomWeb
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import read_mask
 from amsam_med.errors import DataError
 from amsam_med.segment import SegmentOptions, segment

@@ -23,8 +23,8 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.valuerep import PersonName
 
-from amsam_med.data.dicom import is_named_dicom
-from amsam_med.data.dicom_header import read_header, starts_as_dicom
+from amsam_med.data.dicom.header import read_header, starts_as_dicom
+from amsam_med.data.dicom.reader import is_named_dicom
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import DataError
 from amsam_med.opening import open_regular
@@ -52,7 +52,7 @@ def without_identifiers(source: Path | IO[bytes], text: str, secret: bytes | Non
 
     A folder becomes "study-" and a file "image-" with ten digits of a digest of the study's or the instance's UID, so
     that files of one study stay together. Other files than DICOM, and DICOM files that cannot be read, are left alone.
-    Only the header is read, within the limits of :mod:`amsam_med.data.dicom_header`.
+    Only the header is read, within the limits of :mod:`amsam_med.data.dicom.header`.
 
     Args:
         source: The file, or what is open of it, seekable.

@@ -10,9 +10,9 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm, frames_of, header_faults, read_header
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicom_sr import MeasuredObject, dicom_measurements, write_dicom_sr
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm, frames_of, header_faults, read_header
+from amsam_med.data.dicom.sr import MeasuredObject, dicom_measurements, write_dicom_sr
 from amsam_med.errors import DataError
 from tests.dicom_tools import SOURCES, draw_masks, frames_of_kind, orthanc, write_source
 

@@ -20,8 +20,8 @@ from pydicom.uid import (
     VLPhotographicImageStorage,
 )
 
-from amsam_med.data import dicom_header
-from amsam_med.data.dicom_header import read_header
+from amsam_med.data.dicom import header as dicom_header
+from amsam_med.data.dicom.header import read_header
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import DataError
 from tests.bounded import Ran, run_bounded
@@ -157,10 +157,10 @@ for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: int(path.stem))
 """
     imports = """
 from pathlib import Path
-from amsam_med.data import dicom
-from amsam_med.data.dicom import DicomFile
-from amsam_med.data.dicom_results import read_header
-from amsam_med.data.identifiers import without_identifiers
+from amsam_med.data.dicom import reader as dicom
+from amsam_med.data.dicom.reader import DicomFile
+from amsam_med.data.dicom.shared import read_header
+from amsam_med.data.dicom.identifiers import without_identifiers
 from amsam_med.errors import DataError
 dicom.DEFLATED_LIMIT = 100 << 20  # to be gentle to the disk
 def listed(path): return without_identifiers(path, "a")

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage, generate_uid
 
-from amsam_med.data.dicom_results import (
+from amsam_med.data.dicom.shared import (
     MANUFACTURER,
     PRODUCT,
     Algorithm,
@@ -128,10 +128,10 @@ def write_dicom_sr(
         path: The file to write, ``.dcm``.
         segments: The meaning of classes 1, 2, ...
         algorithm: What made the masks; it is the report's observer, too.
-        segmentation: The file that :func:`amsam_med.data.dicom_seg.write_dicom_seg` wrote for this source, with the
+        segmentation: The file that :func:`amsam_med.data.dicom.seg.write_dicom_seg` wrote for this source, with the
             same secret; the groups then refer to its frames.
         procedure: What was done to get the image.
-        secret: De-identifies the result, see :func:`amsam_med.data.deidentify.deidentified`.
+        secret: De-identifies the result, see :func:`amsam_med.data.dicom.deidentify.deidentified`.
 
     Raises:
         DataError: There is nothing to report, an object names a frame or a class that there is not, the segmentation

@@ -40,9 +40,9 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DA, TM, validate_value
 
-from amsam_med.data.deidentify import deidentified, without_dates
-from amsam_med.data.dicom_header import read_header as read_dicom_header
-from amsam_med.data.dicom_header import starts_as_dicom
+from amsam_med.data.dicom.deidentify import deidentified, without_dates
+from amsam_med.data.dicom.header import read_header as read_dicom_header
+from amsam_med.data.dicom.header import starts_as_dicom
 from amsam_med.data.quiet import quiet_decoders
 from amsam_med.data.results import Labels
 from amsam_med.errors import DataError, MissingExtraError
@@ -175,7 +175,7 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
 
     Args:
         source: A DICOM file with an image of one or more frames.
-        secret: De-identifies what is read, see :func:`amsam_med.data.deidentify.deidentified`; None leaves it as it is.
+        secret: De-identifies what is read, see :func:`.deidentify.deidentified`; None leaves it as it is.
 
     Returns:
         The attributes; those that every instance has are present, and empty where the file lacks them.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from amsam_med.data.dicom_results import (
+from amsam_med.data.dicom.shared import (
     PRODUCT,
     Algorithm,
     SegmentMeaning,
@@ -60,7 +60,7 @@ def write_dicom_seg(
         path: The file to write, ``.dcm``.
         segments: The meaning of classes 1, 2, ...
         algorithm: What made the masks.
-        secret: De-identifies the result, see :func:`amsam_med.data.deidentify.deidentified`.
+        secret: De-identifies the result, see :func:`amsam_med.data.dicom.deidentify.deidentified`.
 
     Raises:
         DataError: Masks do not fit the image or the meanings, or the image's header is not usable.

@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DermoscopicPhotographyImageStorage
 
-from amsam_med.data.dicom_results import PERSON, SKIN_LESION, Algorithm, SegmentMeaning
-from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import PERSON, SKIN_LESION, Algorithm, SegmentMeaning
 from amsam_med.errors import DataError, MissingExtraError
 from tests.dicom_tools import (
     PATIENT,

@@ -10,10 +10,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from amsam_med.data.deidentify import deidentified, is_deidentified
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicom_sr import MeasuredObject, dicom_measurements, write_dicom_sr
+from amsam_med.data.dicom.deidentify import deidentified, is_deidentified
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm
+from amsam_med.data.dicom.sr import MeasuredObject, dicom_measurements, write_dicom_sr
 from amsam_med.errors import ConfigError, DataError, MissingExtraError
 from tests.dicom_tools import PATIENT, SOURCES, dciodvfy_errors, draw_masks, write_source
 

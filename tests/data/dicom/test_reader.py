@@ -32,8 +32,8 @@ from pydicom.uid import (
     VLPhotographicImageStorage,
 )
 
-from amsam_med.data import dicom
-from amsam_med.data.dicom import is_dicom
+from amsam_med.data.dicom import reader as dicom
+from amsam_med.data.dicom.reader import is_dicom
 from amsam_med.data.readers import image_size, open_image, read_image, read_mask
 from amsam_med.errors import DataError
 

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from pydicom.sr.coding import Code
 
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm
-from amsam_med.data.dicom_seg import write_dicom_seg
-from amsam_med.data.dicom_sr import (
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm
+from amsam_med.data.dicom.sr import (
     MEASUREMENT_CODES,
     OWN_SCHEME,
     DicomMeasurement,

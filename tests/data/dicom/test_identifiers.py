@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, VLPhotographicImageStorage
 
-from amsam_med.data.identifiers import without_identifiers
+from amsam_med.data.dicom.identifiers import without_identifiers
 
 STUDY, IMAGE = "1.2.840.99.1", "1.2.840.99.1.7.3"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from amsam_med.data import dicomweb
-from amsam_med.data.dicomweb import DicomWeb
+from amsam_med.data.dicom import web as dicomweb
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.errors import DataError
 from tests.segment.test_inputs import write_dicom
 

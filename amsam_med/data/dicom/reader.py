@@ -37,7 +37,7 @@ from pydicom.uid import (
 
 from amsam_med.boxes import Size
 from amsam_med.data.decoder_process import decode_by_gdcm
-from amsam_med.data.dicom_header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
+from amsam_med.data.dicom.header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
 from amsam_med.data.pictures import count_scans, refuse_endless_scans, to_uint8, window_range
 from amsam_med.data.unpacking import inflated, unpacked
 from amsam_med.errors import DataError
