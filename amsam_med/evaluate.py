@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from amsam_med.bundle import EvaluateWorkflow, Expression, default_bundle, model_overrides, open_bundle
-from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import FilePath
+from amsam_med.data.sets.pairs import refuse_output_among
 from amsam_med.data.tables import TableWriter
 from amsam_med.errors import DataError
 from amsam_med.files import atomic_path, write_json

@@ -36,9 +36,9 @@ from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
 from amsam_med.bundle import TrainWorkflow, open_bundle, training_overrides
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
-from amsam_med.data.check import refuse_useless_masks
-from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import FilePath, read_image
+from amsam_med.data.sets.check import refuse_useless_masks
+from amsam_med.data.sets.pairs import refuse_output_among
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import score_image

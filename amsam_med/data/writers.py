@@ -21,10 +21,10 @@ from monai.utils.misc import ImageMetaKey
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amsam_med.data.datalists import image_stem
 from amsam_med.data.nifti import read_geometry
 from amsam_med.data.outlines import classes_of, draw_overlay, polygons_of
 from amsam_med.data.results import FileResult
+from amsam_med.data.sets.pairs import image_stem
 from amsam_med.errors import DataError
 from amsam_med.files import atomic_path as atomic_path
 from amsam_med.keys import Keys

@@ -38,10 +38,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from amsam_med.data.datalists import image_stem
 from amsam_med.data.dicom.identifiers import without_identifiers
 from amsam_med.data.dicom.web import DicomWeb, split_address
 from amsam_med.data.readers import IMAGE_SUFFIXES, is_image_file
+from amsam_med.data.sets.pairs import image_stem
 from amsam_med.data.tables import cut_text, visible
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.scratch import MORE_ROOM, scratch_folder

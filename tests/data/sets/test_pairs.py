@@ -8,7 +8,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from amsam_med.data import datalists
 from amsam_med.data.datalists import (
     datalist_parts,
     few_shot_draw,
@@ -20,6 +19,7 @@ from amsam_med.data.datalists import (
     open_datalist,
     tiktok_datalist,
 )
+from amsam_med.data.sets import isic2018, tiktok
 from amsam_med.errors import ConfigError, DataError
 
 
@@ -95,7 +95,7 @@ def test_isic_is_known_by_its_archives_names_and_counts(tmp_path: Path, monkeypa
     assert datalist_parts(tmp_path) == ("val",)
     with pytest.raises(DataError, match="val: 2 pairs; the published set has 100"):
         open_datalist(tmp_path, "val")
-    monkeypatch.setitem(datalists.ISIC2018_COUNTS, "val", 2)
+    monkeypatch.setitem(isic2018.COUNTS, "val", 2)
     assert stems_of(open_datalist(tmp_path, "val")) == ["ISIC_1", "ISIC_2"]
 
 
@@ -138,13 +138,13 @@ def test_too_few_pairs_for_the_test_part_are_refused(tmp_path: Path) -> None:
         human_vikram_datalist(fill_plain(tmp_path, "12"), "test")
 
 
-@pytest.mark.parametrize("nesting", [datalists.TIKTOK_FOLDER, f"{datalists.TIKTOK_FOLDER}/{datalists.TIKTOK_FOLDER}"])
+@pytest.mark.parametrize("nesting", [tiktok.FOLDER, f"{tiktok.FOLDER}/{tiktok.FOLDER}"])
 def test_tiktok_is_known_by_its_folder(tmp_path: Path, nesting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datalists, "TIKTOK_TEST_COUNT", 3)
+    monkeypatch.setattr(tiktok, "TEST_COUNT", 3)
     fill_plain(tmp_path / nesting, [f"{number:05d}" for number in range(5)])
     with pytest.raises(DataError, match="5 pairs; the published set has 2,615"):
         open_datalist(tmp_path, "test")
-    monkeypatch.setattr(datalists, "TIKTOK_COUNT", 5)
+    monkeypatch.setattr(tiktok, "COUNT", 5)
     assert stems_of(open_datalist(tmp_path, "train")) == ["00000", "00001"]
     assert stems_of(tiktok_datalist(tmp_path, "test")) == ["00002", "00003", "00004"]
 

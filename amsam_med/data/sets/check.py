@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amsam_med.boxes import Size
-from amsam_med.data.datalists import Item
 from amsam_med.data.readers import read_image, read_mask
+from amsam_med.data.sets.pairs import Item
 from amsam_med.errors import DataError
 
 _SHOWN_NAMES = 5
@@ -39,7 +39,7 @@ def check_items(items: Iterable[Item], num_classes: int = 1) -> Findings:
     """Decode every image and mask; faults are collected, not raised.
 
     Args:
-        items: As :mod:`amsam_med.data.datalists` lists them.
+        items: As :mod:`amsam_med.data.sets` lists them.
         num_classes: C; with one class masks are 0/255 or 0/1, with more they hold class ids 0..C.
     """
     findings = Findings()

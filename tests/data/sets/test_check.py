@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from amsam_med.data.check import check_items
+from amsam_med.data.sets.check import check_items
 
 
 def save_pair(folder: Path, name: str, mask: np.ndarray) -> dict[str, str]:
