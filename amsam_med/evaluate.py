@@ -36,7 +36,7 @@ from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
-from amsam_med.report import draw_scores
+from amsam_med.plots import draw_scores
 from amsam_med.verbs import make_callable, with_chosen
 from amsam_med.views import ViewKind
 

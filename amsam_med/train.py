@@ -51,7 +51,7 @@ from amsam_med.learn.resume import read_checkpoint
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
 from amsam_med.model import AmSam
-from amsam_med.report import PanelRow, draw_curves, draw_panel
+from amsam_med.plots import PanelRow, draw_curves, draw_panel
 from amsam_med.schema import Name, Record, read_record
 from amsam_med.tensors import refuse_non_finite
 from amsam_med.verbs import make_callable

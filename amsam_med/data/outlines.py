@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -17,7 +17,12 @@ import PIL.ImageFilter
 import PIL.ImageFont
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
-from skimage.measure import find_contours, label
+from skimage.measure import approximate_polygon, find_contours, label
+
+if TYPE_CHECKING:  # only plots need matplotlib, and they bring it
+    from matplotlib.axes import Axes
+    from matplotlib.patheffects import AbstractPathEffect
+    from matplotlib.typing import LineStyleType
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -111,6 +116,53 @@ def polygons_of(is_object: NDArray[np.bool_]) -> list[list[list[list[float]]]]:
         outer = max(range(len(rings)), key=lambda index: np.ptp(contours[index], axis=0).prod())
         polygons.append([rings[outer], *(ring for index, ring in enumerate(rings) if index != outer)])
     return polygons
+
+
+def simple_polygons_of(is_object: NDArray[np.bool_], tolerance: float, least_points: int) -> list[list[list[float]]]:
+    """The parts of an object and its holes as polygons with few corners, for viewers in which they are edited.
+
+    Args:
+        is_object: bool ``(H, W)``.
+        tolerance: Pixels by which a polygon may leave the outline.
+        least_points: Corners below which a polygon is left out; the first is counted twice.
+
+    Returns:
+        (x, y) in pixels of the picture, the first corner again at the end.
+    """
+    polygons = []
+    for contour in find_contours(np.pad(is_object, 1), 0.5):  # type: ignore[no-untyped-call]
+        corners = approximate_polygon(contour, tolerance)  # type: ignore[no-untyped-call]
+        if len(corners) >= least_points:
+            polygons.append((corners[:, ::-1] - 0.5).round(1).tolist())
+    return polygons
+
+
+def draw_on_axes(
+    axes: Axes,
+    is_object: NDArray[np.bool_],
+    colour: str,
+    style: LineStyleType,
+    width: float,
+    effects: Sequence[AbstractPathEffect],
+    is_clipped: bool = True,
+) -> None:
+    """Draw the outline of an object, bool ``(H, W)``, on the axes of a plot that show its image.
+
+    Args:
+        axes: Pixel centres lie at whole numbers.
+        is_object: Nothing is drawn if it is empty.
+        colour: As matplotlib names it.
+        style: Of the line, for example "dashed".
+        width: Of the line, in points.
+        effects: What lies below the line, for example a dark edge.
+        is_clipped: Whether half of a line on the image's edge is cut off.
+    """
+    if not is_object.any():
+        return
+    closed = np.pad(is_object, 1)  # an object at the image's edge gets its outline there, too
+    rows, columns = np.arange(-1, is_object.shape[0] + 1), np.arange(-1, is_object.shape[1] + 1)
+    lines = axes.contour(columns, rows, closed, levels=[0.5], colors=colour, linestyles=[style], linewidths=width)
+    lines.set(clip_on=is_clipped, path_effects=list(effects))
 
 
 def _draw_outline(canvas: NDArray[np.uint8], is_object: NDArray[np.bool_], colour: Colour, line_width: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amsam_med.demo_page import Picture, Section, Table, write_demo_page
+from amsam_med.demo.page import Picture, Section, Table, write_demo_page
 from amsam_med.errors import DataError
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

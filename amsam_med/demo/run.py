@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from amsam_med.demo_page import Picture, Section, Table, write_demo_page
+from amsam_med.demo.page import Picture, Section, Table, write_demo_page
 from amsam_med.errors import ConfigError
 from amsam_med.evaluate import EvaluateOptions, EvaluateResult, evaluate
 from amsam_med.segment import SegmentOptions, SegmentSummary, segment

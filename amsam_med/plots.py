@@ -20,6 +20,7 @@ from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from amsam_med.data.outlines import classes_of, draw_on_axes
 from amsam_med.files import atomic_path
 
 FilePath: TypeAlias = str | PathLike[str]
@@ -147,11 +148,9 @@ def _draw_row(axes_of_row: Sequence[Axes], row: PanelRow) -> None:
 
 def _outline(axes: Axes, ids: NDArray[np.uint8], colour: str, style: str) -> None:
     """Draw the outline of every class of ``(H, W)``."""
-    for class_id in np.flatnonzero(np.bincount(ids.ravel())[1:]) + 1:
-        closed = np.pad(ids == class_id, 1)  # an object at the image's edge gets its outline there, too
-        rows, columns = np.arange(-1, ids.shape[0] + 1), np.arange(-1, ids.shape[1] + 1)
-        lines = axes.contour(columns, rows, closed, levels=[0.5], colors=colour, linestyles=style, linewidths=1.8)
-        lines.set_path_effects([withStroke(linewidth=3, foreground="black"), Normal()])
+    for class_id in classes_of(ids):
+        dark_edge = [withStroke(linewidth=3, foreground="black"), Normal()]
+        draw_on_axes(axes, ids == class_id, colour, style, 1.8, dark_edge)
 
 
 def _draw_box(axes: Axes, box_in_original: Box) -> None:

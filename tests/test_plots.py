@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from amsam_med import report
-from amsam_med.report import PanelRow, draw_curves, draw_panel, draw_scores
+from amsam_med import plots
+from amsam_med.plots import PanelRow, draw_curves, draw_panel, draw_scores
 
 HISTORY = [
     {"epoch": epoch, "lower_loss": 1 / epoch, "upper_loss": 2 / epoch, "d2_dice": dice}
@@ -25,11 +25,11 @@ HISTORY = [
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were drawn, before they become files."""
     drawn: list[Figure] = []
-    monkeypatch.setattr(report, "_save", lambda figure, _path: drawn.append(figure))
+    monkeypatch.setattr(plots, "_save", lambda figure, _path: drawn.append(figure))
     return drawn
 
 
-def row(prediction: NDArray[np.uint8], box: report.Box | None = (10.0, 10.0, 30.0, 20.0)) -> PanelRow:
+def row(prediction: NDArray[np.uint8], box: plots.Box | None = (10.0, 10.0, 30.0, 20.0)) -> PanelRow:
     """A black 40 x 60 image whose truth is a rectangle."""
     truth = np.zeros((40, 60), np.uint8)
     truth[10:20, 10:30] = 1
@@ -97,9 +97,9 @@ def test_outline_and_box_are_drawn_where_there_are_any(tmp_path: Path) -> None:
     full = np.ones((40, 60), np.uint8)
     draw_panel([row(empty, box=None)], tmp_path / "empty.png")
     draw_panel([row(full)], tmp_path / "full.png")
-    shares = {name: share(tmp_path / name, report.PREDICTION_COLOUR) for name in ("empty.png", "full.png")}
+    shares = {name: share(tmp_path / name, plots.PREDICTION_COLOUR) for name in ("empty.png", "full.png")}
     assert shares["full.png"] > 2 * shares["empty.png"] > 0  # the legend has the colour as well
-    assert share(tmp_path / "empty.png", report.TRUTH_COLOUR) > 2 * shares["empty.png"]
+    assert share(tmp_path / "empty.png", plots.TRUTH_COLOUR) > 2 * shares["empty.png"]
 
 
 def test_several_classes_get_an_outline_each(figures: list[Figure]) -> None:
