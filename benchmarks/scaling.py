@@ -154,14 +154,14 @@ def _journal(folder: Path, output: Path, files: int) -> dict[str, float]:
         cells, picture = journal.execute("SELECT cells, thumbnail FROM rows ORDER BY file LIMIT 1").fetchone()
     row = _row(json.loads(cells))
     with closing(Records(folder / "recorded", {}, overwrite=False)) as records:
-        records.start({})
+        records.start()
         marks = [time.process_time()]
         for number in range(files):
             name = f"image_{number:08d}"
             records.add(name, [Picture(replace(row, file=name), picture)], PICTURE_FORMATS)
             if (number + 1) % (files // 10) == 0:
                 marks.append(time.process_time())
-        records.finish("complete", {})
+        records.finish("complete")
         finished = time.process_time() - marks[-1]
     first, last = (1000 * (marks[i + 1] - marks[i]) / (files // 10) for i in (0, -2))
     print(f"journal: {first:.3f} CPU ms a row at first, {last:.3f} with {files:,} of them; end {finished:.1f} CPU s")

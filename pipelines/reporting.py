@@ -7,10 +7,9 @@ are those of :mod:`amsam_med.evaluate`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -143,8 +142,8 @@ def weights_of(output: Path) -> dict[str, str]:
     run = read_run(output)
     if run is None:
         raise click.ClickException(f"{output} holds no run of amsam segment; run this script without `table` first")
-    found: Mapping[str, Any] = run["fingerprint"]["weights"]
-    return {part: sha256 for part, sha256 in found.items() if sha256}
+    found = run.fingerprint["weights"]
+    return {part: str(sha256) for part, sha256 in found.items() if sha256} if isinstance(found, dict) else {}
 
 
 def percent(values: ArrayLike, digits: int = 1, sign: str = "") -> str:

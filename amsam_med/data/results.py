@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,18 +60,33 @@ class PackedMasks(Sequence[NDArray[np.uint8]]):
         return np.frombuffer(zlib.decompress(packed[8:]), np.uint8).reshape(struct.unpack("<II", packed[:8]))
 
 
+@dataclass(frozen=True)
+class ClassMeaning:
+    """What a class stands for, in codes that a bundle states.
+
+    Attributes:
+        label: For people.
+        category: Kind of thing, as (scheme, value, meaning).
+        type: The thing itself, in the same form.
+    """
+
+    label: str
+    category: tuple[str, str, str]
+    type: tuple[str, str, str]
+
+
 class Labels(NamedTuple):
     """What the classes of a mask mean and what drew them, for formats that say so.
 
     Attributes:
-        segments: Meaning of class 1, 2, ...: label, and the codes of category and type as (scheme, value, meaning).
+        segments: Meaning of class 1, 2, ...
         algorithm: Name of what segmented.
         version: Its version.
         weights: sha256 of its weights by role.
         deidentified_with: Salt of the identifiers that take the place of the source's; None keeps patient and study.
     """
 
-    segments: Sequence[Mapping[str, Any]]
+    segments: Sequence[ClassMeaning]
     algorithm: str
     version: str
     weights: Mapping[str, str]

@@ -132,7 +132,7 @@ class LabelModel:
         self.bundle, self.folder, self.base, self.device = bundle, folder, base, device
         self._cache_folder = cache_folder or folder / "embeddings"
         self.meanings = Model(open_bundle(bundle, "inference")).labels
-        self.labels = [str(segment["label"]) for segment in self.meanings.segments]
+        self.labels = [segment.label for segment in self.meanings.segments]
         self._in_use: tuple[int, Model] | None = None  # with the number of its version
         self._lock = threading.Lock()
         self._untrained_adapter: Path | None = None

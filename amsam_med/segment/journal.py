@@ -186,11 +186,53 @@ class Named(NamedTuple):
     is_numbered: bool
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was asked to do.
+
+    Attributes:
+        command: The command line that does the same.
+        bundle: Name or folder of the bundle.
+        formats: Names of the formats.
+        batch_size: Images that the network takes at once.
+        device: Where it computes.
+    """
+
+    command: str
+    bundle: str
+    formats: tuple[str, ...]
+    batch_size: int
+    device: str
+
+    def entries(self) -> dict[str, Any]:
+        """As ``run.json`` has them."""
+        settings = asdict(self)
+        return {"command": settings.pop("command"), "settings": settings}
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What came of a run.
+
+    Attributes:
+        counts: Of images and pictures, by what became of them.
+        seconds: Wall time.
+        images_per_second: Pictures segmented per second of wall time.
+    """
+
+    counts: Mapping[str, int]
+    seconds: float
+    images_per_second: float
+
+
+RunState: TypeAlias = Literal["running", "complete", "interrupted", "failed"]
+
+
 class RunRecord(Record):
     """``run.json`` as a run of this verb writes it."""
 
     verb: Literal["segment"]
-    state: Literal["running", "complete", "interrupted", "failed"]
+    state: RunState
     started: str
     command: str = ""
     settings: dict[str, JsonValue] | None = None
@@ -227,6 +269,12 @@ class Earlier:
 class Records:
     """The record of a run in its output folder, and what an earlier run left there. All threads may read it.
 
+    Attributes:
+        folder: The output folder.
+        fingerprint: As JSON gives it back.
+        state: How the run stands.
+        started: When it did, in UTC; empty before :meth:`start`.
+
     Args:
         folder: The output folder; made where it is missing.
         fingerprint: What results depend on besides their images; anything that JSON can hold.
@@ -247,7 +295,9 @@ class Records:
         _refuse_links(folder)
         self._lock = threading.Lock()
         self._journal = _open_journal(folder)
-        self._facts: dict[str, Any] = {}
+        self.state: RunState = "running"
+        self.started = ""
+        self._facts: dict[str, Any] = {}  # the entries of run.json
         self._stream: IO[str] | None = None
         try:
             self._check_fingerprint(overwrite)
@@ -257,7 +307,7 @@ class Records:
         for path in folder.glob(".*"):
             if _LENT_FOR_RUN.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        if run is not None and run.get("state") == "running":
+        if run is not None and run.state == "running":
             sweep(folder)
 
     def earlier(self, name: str) -> Earlier | None:
@@ -299,13 +349,18 @@ class Records:
             with self._checked("a file"):
                 yield Named(_loaded(name), _loaded(file), bool(is_numbered))
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        """Write what is known before the first image; ``facts`` are further entries of ``run.json``."""
+    def start(self, settings: RunSettings | None = None) -> None:
+        """Write what is known before the first image.
+
+        Args:
+            settings: What was asked for; None where nobody did.
+        """
+        self.started = _now()
         self._facts = {
             "verb": VERB,
-            "state": "running",
-            "started": _now(),
-            **facts,
+            "state": self.state,
+            "started": self.started,
+            **({} if settings is None else settings.entries()),
             "digest": _digest(self.fingerprint),
             "fingerprint": self.fingerprint,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
@@ -360,17 +415,18 @@ class Records:
                     raise ValueError("a thumbnail that is none")
             yield row, thumbnail
 
-    def finish(self, state: str, facts: Mapping[str, Any]) -> None:
+    def finish(self, state: RunState, outcome: RunOutcome | None = None) -> None:
         """Sort the rows and complete ``run.json``.
 
         Args:
-            state: "complete", "interrupted" or "failed".
-            facts: Further entries of ``run.json``: counts and times.
+            state: How the run ended.
+            outcome: What came of it; None where nobody counted.
         """
         assert self._stream is not None, "start() comes first"
         self._stream.close()
         self._write_rows()
-        self._facts |= {"state": state, "finished": _now(), **facts}
+        self.state = state
+        self._facts |= {"state": state, "finished": _now(), **({} if outcome is None else asdict(outcome))}
         self._write_run()
 
     def secret(self) -> str:
@@ -399,11 +455,6 @@ class Records:
         with self._transaction():
             self._journal.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", (("mark", mark), ("check", check)))
         return made
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """The entries of ``run.json`` as they are now."""
-        return self._facts
 
     def close(self) -> None:
         """Let other runs write to the folder."""
@@ -462,13 +513,13 @@ class Records:
             writer.write_rows(cells for cells, _ in self.pictures())
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+def read_run(folder: Path) -> RunRecord | None:
     """``run.json`` of a run of this verb in ``folder``; None where there is none, or one that no run writes."""
     path = folder / RUN
     try:
         if path.is_symlink():
             return None
-        return read_record(RunRecord, path, "delete it").model_dump(exclude_unset=True)
+        return read_record(RunRecord, path, "delete it")
     except (OSError, DataError, ValueError, RecursionError):
         return None
 

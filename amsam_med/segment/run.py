@@ -48,7 +48,7 @@ from amsam_med.opened_model import result_labels as result_labels
 from amsam_med.scratch import sweep_scratch
 from amsam_med.segment.formats import FORMATS
 from amsam_med.segment.inputs import InputFile, Inputs, list_inputs
-from amsam_med.segment.journal import JOURNAL, Earlier, Records, read_run
+from amsam_med.segment.journal import JOURNAL, Earlier, Records, RunOutcome, RunSettings, RunState, read_run
 from amsam_med.segment.ray import RayStages, connected
 from amsam_med.segment.report import Card, write_report
 from amsam_med.segment.stages import Outcome, Reading, Stages, cannot_write
@@ -229,8 +229,10 @@ def segment(
             stages: Stages | RayStages = _stages_of_cluster(options, output, fingerprint, salt)
         else:
             stages = _stages(model, options, output, salt)
-        records.start(_settings(inputs, output, options, stages.device, files.shown))
-        start, state = time.monotonic(), "failed"
+        settings = _settings(inputs, output, options, stages.device, files.shown)
+        records.start(settings)
+        state: RunState = "failed"
+        start = time.monotonic()
         try:
             _run(stages, files, records, summary, options.overwrite, progress, is_interrupted)
             state = "interrupted" if summary.is_interrupted else "complete"
@@ -239,7 +241,7 @@ def segment(
             with suppress(OSError, sqlite3.Error) if state == "failed" else _room_in(output):
                 records.finish(state, _outcome(summary))
                 if options.has_report:
-                    _write_report(records)
+                    _write_report(records, settings)
     return summary
 
 
@@ -401,7 +403,7 @@ def _settings(
     options: SegmentOptions,
     device: torch.device,
     shown: Callable[[str], str],
-) -> dict[str, Any]:
+) -> RunSettings:
     words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", str(options.bundle)]
     words += ["--adapter", str(options.adapter)] if options.adapter else []
     words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
@@ -423,8 +425,7 @@ def _settings(
     words += [name for name, is_on in switches.items() if is_on]
     words = [_as_utf8(shown(word)) for word in words]
     bundle = _as_utf8(shown(str(options.bundle)))
-    chosen = {"bundle": bundle, "formats": options.formats, "batch_size": options.batch_size}
-    return {"command": shlex.join(words), "settings": {**chosen, "device": str(device)}}
+    return RunSettings(shlex.join(words), bundle, options.formats, options.batch_size, str(device))
 
 
 def _as_utf8(word: str) -> str:
@@ -432,24 +433,20 @@ def _as_utf8(word: str) -> str:
     return visible(word) if any("\ud800" <= character <= "\udfff" for character in word) else word
 
 
-def _outcome(summary: SegmentSummary) -> dict[str, Any]:
-    numbers = {name: getattr(summary, name) for name in _COUNTS}
-    return {
-        "counts": numbers,
-        "seconds": round(summary.seconds, 2),
-        "images_per_second": round(summary.images_per_second, 2),
-    }
+def _outcome(summary: SegmentSummary) -> RunOutcome:
+    counts = {name: getattr(summary, name) for name in _COUNTS}
+    return RunOutcome(counts, round(summary.seconds, 2), round(summary.images_per_second, 2))
 
 
-def _write_report(records: Records) -> None:
-    run, fingerprint = records.facts, records.fingerprint
+def _write_report(records: Records, settings: RunSettings) -> None:
+    fingerprint = records.fingerprint
     facts = {
-        "Bundle": run["settings"]["bundle"],
-        "Command": run["command"],
+        "Bundle": settings.bundle,
+        "Command": settings.command,
         "Weights": ", ".join(f"{role} {digest[:12]}" for role, digest in fingerprint["weights"].items() if digest),
         "Version": f"AM-SAM Med {__version__}",
-        "Started": run["started"],
-        "State": run["state"],
+        "Started": records.started,
+        "State": records.state,
     }
     cards = (Card(cells, thumbnail) for cells, thumbnail in records.pictures())
     write_report(records.folder / REPORT, "Segmented images", facts, cards)

@@ -27,7 +27,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -240,11 +240,14 @@ class Stages:
             ) from None
         for job, answer in zip(jobs, answers, strict=True):
             job.prepared, job.answer = None, answer
-            job.facts["box_source"] = answer.box_source
-            for name in ("box_confidence", "predicted_iou", "certainty"):
-                job.facts[name] = round(getattr(answer, name), 4)
-            if answer.box_in_original is not None:
-                job.facts["box_agreement"] = round(answer.box_agreement, 4)
+            job.row = replace(
+                job.row,
+                box_source=answer.box_source,
+                box_confidence=round(answer.box_confidence, 4),
+                predicted_iou=round(answer.predicted_iou, 4),
+                certainty=round(answer.certainty, 4),
+                box_agreement=None if answer.box_in_original is None else round(answer.box_agreement, 4),
+            )
         seconds = (time.perf_counter() - start) / len(jobs)
         for job in jobs:
             job.seconds += seconds
@@ -265,12 +268,11 @@ class Stages:
         assert job.answer is not None
         mask, box_in_original = self._model.restore(job.answer), job.answer.box_in_original
         pixels = job.file.pixels(job.index) if job.kept is None else job.kept
-        job.facts["measured"] = measure(pixels, mask, job.file.spacing_mm)
         words = (*job.answer.flags, *job.file.flags())
-        job.facts["flags"] = ";".join(words)
+        job.row = replace(job.row, measured=measure(pixels, mask, job.file.spacing_mm), flags=";".join(words))
         if box_in_original is not None:
-            edges = [round(float(edge), 1) for edge in box_in_original]
-            job.facts |= zip(("box_x1_px", "box_y1_px", "box_x2_px", "box_y2_px"), edges, strict=True)
+            x1, y1, x2, y2 = (round(float(edge), 1) for edge in box_in_original)
+            job.row = replace(job.row, box_x1_px=x1, box_y1_px=y1, box_x2_px=x2, box_y2_px=y2)
         result = Result(pixels, mask, box_in_original, words)
         job.mask = PackedMasks.pack(mask) if any(FORMATS[name].of_file for name in job.file.formats) else None
         job.thumbnail = thumbnail(pixels if job.preview is None else job.preview, mask)
@@ -287,7 +289,7 @@ class Stages:
         file.jobs.sort(key=lambda job: job.index)  # they come as they are done
         file.check_unchanged()
         masks = PackedMasks([job.mask for job in file.jobs if job.mask is not None])
-        measured = [asdict(job.facts["measured"]) for job in file.jobs]
+        measured = [asdict(job.row.measured) for job in file.jobs if job.row.measured is not None]
         written: dict[str, Path] = {}
         result = FileResult(
             file.path, file.image_format, masks, measured, self._reading.slice_axis, self._labels, written
@@ -449,14 +451,14 @@ class _Job:
         self.size: Size = (0, 0)  # (height, width) in pixels
         self.kept: NDArray[np.uint8] | None = None  # the picture itself
         self.preview: NDArray[np.uint8] | None = None  # squashed as the network sees it, (3, S, S)
-        self.facts: dict[str, Any] = {}  # fields of Row
+        self.row = Row(file.given.file)  # as far as it is known
         self.files: dict[str, str] = {}
         self.mask: bytes | None = None
         self.thumbnail: bytes | None = None
         self.seconds = 0.0
         self.error = ""
         if self.earlier is not None:
-            self.mask, self.facts["measured"] = self.earlier.mask, self.earlier.picture.row.measured
+            self.mask, self.row = self.earlier.mask, replace(self.row, measured=self.earlier.picture.row.measured)
 
     @property
     def is_new_part(self) -> bool:
@@ -495,17 +497,17 @@ class _Job:
             return Picture(replace(row, file=self.file.given.file, files=files), thumbnail)
         number = self.index + 1 if self.file.count > 1 else None
         height, width = self.size
-        row = Row(
-            self.file.given.file,
-            number,
+        row = replace(
+            Row(self.file.given.file, error=self.error) if self.error else self.row,
+            picture=number,
             image_sha256=self.file.digest,
             height_px=height or None,
             width_px=width or None,
             seconds=round(self.seconds, 3),
         )
         if self.error:
-            return Picture(replace(row, error=self.error))
-        return Picture(replace(row, **self.facts, files={**self.files, **self.file.files}), self.thumbnail)
+            return Picture(row)
+        return Picture(replace(row, files={**self.files, **self.file.files}), self.thumbnail)
 
     def part(self) -> Part:
         """What there is to record before the file is done."""

@@ -15,7 +15,18 @@ import pytest
 
 from amsam_med.data.tables import read_table
 from amsam_med.errors import ConfigError
-from amsam_med.segment.journal import COLUMNS, Named, Part, Picture, Records, Row, read_run
+from amsam_med.segment.journal import (
+    COLUMNS,
+    Named,
+    Part,
+    Picture,
+    Records,
+    Row,
+    RunOutcome,
+    RunSettings,
+    RunState,
+    read_run,
+)
 
 FINGERPRINT = {"amsam-med": "1", "weights": {"model": "abc", "detector": None}, "input_size": 256}
 
@@ -27,12 +38,12 @@ def folder(tmp_path: Path) -> Path:
 
 def begun(folder: Path, fingerprint: dict[str, object] | None = None, overwrite: bool = False) -> Records:
     records = Records(folder, fingerprint or FINGERPRINT, overwrite)
-    records.start({"command": "amsam segment"})
+    records.start(RunSettings("amsam segment", "amsam_isic", ("png",), 8, "cpu"))
     return records
 
 
-def end(records: Records, state: str = "complete") -> None:
-    records.finish(state, {})
+def end(records: Records, state: RunState = "complete") -> None:
+    records.finish(state)
     records.close()
 
 
@@ -272,10 +283,18 @@ def test_a_secret_that_others_can_read_or_that_is_none_is_refused(
 
 def test_run_json_says_how_the_run_stands(folder: Path) -> None:
     records = begun(folder)
-    assert (read_run(folder) or {})["state"] == "running"
-    records.finish("interrupted", {"seconds": 1})
-    run = read_run(folder) or {}
-    assert (run["state"], run["seconds"], run["fingerprint"]) == ("interrupted", 1, FINGERPRINT)
+    run = read_run(folder)
+    assert run is not None
+    assert run.state == "running"
+    records.finish("interrupted", RunOutcome({"images": 1}, seconds=1, images_per_second=2))
+    run = read_run(folder)
+    assert run is not None
+    assert (run.state, run.seconds, run.fingerprint) == ("interrupted", 1, FINGERPRINT)
+    assert (run.command, run.settings, run.counts) == (
+        "amsam segment",
+        {"bundle": "amsam_isic", "formats": ["png"], "batch_size": 8, "device": "cpu"},
+        {"images": 1},
+    )
     records.close()
 
 
@@ -292,7 +311,7 @@ def test_many_rows_pass_through_little_memory(folder: Path) -> None:
         pages = [Picture(Row(f"{number}.tif", page, "digest"), b"\xff" * 2000) for page in range(1, 1001)]
         records.add(str(number), pages, ("png",))
     tracemalloc.start()
-    records.finish("complete", {})
+    records.finish("complete")
     assert sum(1 for _ in records.pictures()) == 3000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -150,7 +150,7 @@ def dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
     def code(scheme: str, value: str, meaning: str) -> Code:
         return Code(value, scheme, meaning)
 
-    segments = [SegmentMeaning(one["label"], code(*one["category"]), code(*one["type"])) for one in labels.segments]
+    segments = [SegmentMeaning(one.label, code(*one.category), code(*one.type)) for one in labels.segments]
     network = labels.weights.get("model") or labels.weights.get("adapter", "")
     others = {f"{role}_sha256": digest for role, digest in labels.weights.items() if digest != network}
     return segments, Algorithm(labels.version, network, others)
