@@ -10,24 +10,25 @@ the page: memory does not grow with their number, and for a moment the disk hold
 from __future__ import annotations
 
 import base64
-import hashlib
 import heapq
 import itertools
 import json
 import math
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from amsam_med.data.tables import visible
 from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND, WITHOUT_BOX, Flag
+from amsam_med.pages import script, style, template
 from amsam_med.segment.journal import RESULTS, FileFlag
 
 REPORT = "report.html"
@@ -43,11 +44,7 @@ FLAG_MEANINGS = {
     FileFlag.BURNED_IN.value: "The file says that text is burned into its pixels: perhaps the patient's name.",
 }
 
-_TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
 _FILE_COLUMN = "_file"  # how the name of a column ends that names a result file
-
-Write = Callable[[str], object]
 
 
 class Card(NamedTuple):
@@ -111,9 +108,9 @@ def write_report(
             shelf = urgent if is_urgent(card.cells) else rest
             if urgent.count + rest.count < limit or (shelf is urgent and urgent.count < limit):
                 shelf.add(number, card)
-        page = _Page(title, facts, tally, urgent, rest, limit)
+        pieces = _pieces(title, facts, tally, urgent, rest, limit)
         with atomic_path(path) as lent, lent.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as to:
-            page.write(to.write)
+            to.writelines(pieces)
 
 
 def is_urgent(cells: Mapping[str, str]) -> bool:
@@ -232,95 +229,52 @@ class Shelf:
             yield number, self._file.readline().decode("ascii").rstrip(), self._file.readline().decode("ascii").rstrip()
 
 
-class _Page:
-    """The slots of the template and what goes into them."""
+@dataclass(frozen=True)
+class _FlagRow:
+    word: str
+    count: int
+    meaning: str
 
-    def __init__(
-        self, title: str, facts: Mapping[str, str], tally: Tally, urgent: Shelf, rest: Shelf, limit: int
-    ) -> None:
-        self._title, self._facts, self._tally, self._limit = title, facts, tally, limit
-        self._urgent, self._rest = urgent, rest
 
-    def write(self, write: Write) -> None:
-        """Write the template, its slots filled."""
-        template = _TEMPLATE.read_text(encoding="utf-8")
-        fill: dict[str, Callable[[], Iterable[str]]] = {
-            "title": lambda: [escape(self._title)],
-            "style_hash": lambda: [_policy_hash(template, "style")],
-            "script_hash": lambda: [_policy_hash(template, "script")],
-            "results": lambda: [escape(RESULTS)],
-            "counts": self._count_items,
-            "facts": self._fact_items,
-            "flags": self._flag_section,
-            "plots": self._plot_section,
-            "scope": self._scope,
-            "pictures": self._picture_rows,
-            "thumbnails": self._thumbnails,
-        }
-        # Text and names of slots take turns in what split returns.
-        for place, part in enumerate(_SLOT.split(template)):
-            for piece in fill[part]() if place % 2 else [part]:
-                write(piece)
+def _pieces(
+    title: str, facts: Mapping[str, str], tally: Tally, urgent: Shelf, rest: Shelf, limit: int
+) -> Iterator[str]:
+    """The page, piece by piece, so that no gallery has to fit into memory."""
 
-    def _kept(self) -> Iterator[tuple[int, str, str]]:
+    def kept() -> Iterator[tuple[int, str, str]]:
         """The gallery's cards in the order of the run."""
-        return heapq.merge(self._urgent.read(self._limit), self._rest.read(self._limit - self._urgent.count))
+        return heapq.merge(urgent.read(limit), rest.read(limit - urgent.count))
 
-    def _picture_rows(self) -> Iterator[str]:
-        yield "["
-        for place, (_, row, _) in enumerate(self._kept()):
-            yield (",\n" if place else "\n") + row
-        yield "\n]"
+    return template("report").generate(
+        title=title,
+        style=style("report"),
+        script=script("report"),
+        results=RESULTS,
+        counts=tally.counts,
+        facts={name: visible(value) for name, value in facts.items()},
+        flags=[
+            _FlagRow(visible(word), count, FLAG_MEANINGS.get(word, "")) for word, count in tally.flags.most_common()
+        ],
+        plots=[_figure(plot, tally.histograms[plot.column]) for plot in PLOTS if tally.histograms[plot.column].count],
+        scope=_scope(tally, limit),
+        # JSON in which no element can end or begin, and base64: neither is HTML.
+        pictures=(Markup(row) for _, row, _ in kept()),  # noqa: S704
+        thumbnails=((f"t{place}", thumbnail) for place, (_, _, thumbnail) in enumerate(kept()) if thumbnail),
+    )
 
-    def _thumbnails(self) -> Iterator[str]:
-        for place, (_, _, thumbnail) in enumerate(self._kept()):
-            if thumbnail:
-                yield f'<script type="text/plain" id="t{place}">{thumbnail}</script>\n'
 
-    def _count_items(self) -> Iterator[str]:
-        for name, count in self._tally.counts.items():
-            yield f"<div><dt>{escape(name)}</dt><dd>{count:,}</dd></div>\n"
-
-    def _fact_items(self) -> Iterator[str]:
-        for name, value in self._facts.items():
-            tag = ("<code>", "</code>") if name.casefold() == "command" else ("", "")
-            yield f"<dt>{escape(name)}</dt><dd>{tag[0]}{escape(visible(value))}{tag[1]}</dd>\n"
-
-    def _flag_section(self) -> Iterator[str]:
-        if not self._tally.flags:
-            return
-        yield '<section aria-labelledby="flags-title">\n<h2 id="flags-title">Flags: what deserves a look</h2>\n'
-        yield '<table>\n<thead><tr><th scope="col">Flag</th><th scope="col" class="number">Pictures</th>'
-        yield '<th scope="col">What it means</th></tr></thead>\n<tbody>\n'
-        for word, count in self._tally.flags.most_common():
-            meaning = escape(FLAG_MEANINGS.get(word, ""))
-            name = escape(visible(word))
-            yield f'<tr><th scope="row">{name}</th><td class="number">{count:,}</td><td>{meaning}</td></tr>\n'
-        yield "</tbody></table>\n</section>"
-
-    def _plot_section(self) -> Iterator[str]:
-        plots = [(plot, self._tally.histograms[plot.column]) for plot in PLOTS]
-        if not any(histogram.count for _, histogram in plots):
-            return
-        yield '<section aria-labelledby="plots-title">\n<h2 id="plots-title">Distributions</h2>\n'
-        yield _LEGEND
-        yield '<div class="plots">\n'
-        yield from (_figure(plot, histogram) for plot, histogram in plots if histogram.count)
-        yield "</div>\n</section>"
-
-    def _scope(self) -> Iterator[str]:
-        yield "Choose a picture to see it whole, with its numbers and files. "
-        total, urgent = self._tally.counts["pictures"], self._tally.urgent
-        if total > self._limit:
-            is_enough = urgent <= self._limit
-            chosen = (
-                f"all {urgent:,} flagged and failed pictures first"
-                if is_enough
-                else f"{self._limit:,} of {urgent:,} flagged and failed ones"
-            )
-            yield f"The gallery holds {self._limit:,} of {total:,} pictures: {chosen}. "
-            yield "Counts and plots are of all pictures. "
-        yield f'<a href="{quote(RESULTS)}">{escape(RESULTS)}</a> has a row of every picture.'
+def _scope(tally: Tally, limit: int) -> str:
+    """Which pictures the gallery holds, where it does not hold all."""
+    total, urgent = tally.counts["pictures"], tally.urgent
+    if total <= limit:
+        return ""
+    chosen = (
+        f"all {urgent:,} flagged and failed pictures first"
+        if urgent <= limit
+        else f"{limit:,} of {urgent:,} flagged and failed ones"
+    )
+    held = f"The gallery holds {limit:,} of {total:,} pictures: {chosen}. "
+    return held + "Counts and plots are of all pictures. "
 
 
 def _words(cells: Mapping[str, str]) -> list[str]:
@@ -356,93 +310,123 @@ def _link(path: str) -> str:
     return "./" + quote(path, errors="surrogateescape")
 
 
-def _policy_hash(template: str, tag: str) -> str:
-    """What the page's policy calls the one ``tag`` that may take effect: its sha256, in base64.
-
-    Source: Content Security Policy Level 3, section 2.3.1 (hash-source).
-    """
-    match = re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-    assert match is not None, f"the template has no <{tag}>"
-    return "sha256-" + base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode("ascii")
-
-
 _WIDTH, _HEIGHT = 320.0, 190.0  # of a plot, in units of its own
 _LEFT, _RIGHT, _TOP, _BASE = 58.0, 300.0, 24.0, 150.0  # of the area between its axes
 _DIVISIONS = 5  # of the horizontal axis
 _MOST_STEPS = 5  # of the vertical axis
 
-_LEGEND = """<p class="legend quiet">
-<span><svg class="plot" viewBox="0 0 20 16" aria-hidden="true">
-<rect class="bar" x="1" y="1" width="18" height="14"/></svg>all pictures</span>
-<span><svg class="plot" viewBox="0 0 20 16" aria-hidden="true">
-<rect class="bar doubt" x="1" y="1" width="18" height="14"/></svg>of these, flagged</span>
-<span><svg class="plot" viewBox="0 0 20 16" aria-hidden="true">
-<line class="median" x1="10" y1="0" x2="10" y2="16"/></svg>median</span>
-</p>
-"""
+
+@dataclass(frozen=True)
+class _Line:
+    kind: str
+    x1: str
+    y1: str
+    x2: str
+    y2: str
 
 
-def _figure(plot: Plot, histogram: Histogram) -> str:
+@dataclass(frozen=True)
+class _Text:
+    words: str
+    x: str
+    y: str
+    anchor: str = "start"
+
+
+@dataclass(frozen=True)
+class _Bar:
+    kind: str
+    x: str
+    y: str
+    width: str
+    height: str
+
+
+@dataclass(frozen=True)
+class _BinRow:
+    span: str
+    count: int
+    flagged: int
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A plot as the template draws it, in units of its own; ``rows`` are for readers who do not see it."""
+
+    title: str
+    unit: str
+    said: str
+    width: str
+    height: str
+    lines: Sequence[_Line]
+    texts: Sequence[_Text]
+    bars: Sequence[_Bar]
+    median: _Line
+    rows: Sequence[_BinRow]
+
+
+def _figure(plot: Plot, histogram: Histogram) -> _Figure:
     bins, median = histogram.drawn_bins(), f"{histogram.median():.3g}"
     said = f"{_pictures(histogram.count)}, median {median}{plot.sign}, {sum(doubted for _, doubted in bins):,} flagged"
-    label = escape(f"{plot.title}, {plot.unit}: {said}")
-    return (
-        f'<figure>\n<figcaption>{escape(plot.title)}<span class="quiet">{said}</span></figcaption>\n'
-        f'<svg class="plot" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">\n'
-        f"{_axes(plot, histogram.drawn_top(), max(count for count, _ in bins))}\n"
-        f"{_bars(bins)}\n{_median_line(histogram)}\n</svg>\n{_bin_table(plot, histogram)}\n</figure>\n"
+    lines, texts = _axes(plot, histogram.drawn_top(), max(count for count, _ in bins))
+    return _Figure(
+        plot.title,
+        plot.unit,
+        said,
+        f"{_WIDTH:g}",
+        f"{_HEIGHT:g}",
+        lines,
+        texts,
+        _bars(bins),
+        _median_line(histogram),
+        _bin_rows(histogram),
     )
 
 
-def _axes(plot: Plot, top: float, most: int) -> str:
-    step = _round_step(most)
-    parts = []
-    for count in range(0, _steps_top(most) + 1, step):
+def _axes(plot: Plot, top: float, most: int) -> tuple[list[_Line], list[_Text]]:
+    lines, texts = [], []
+    for count in range(0, _steps_top(most) + 1, _round_step(most)):
         y = _BASE - (_BASE - _TOP) * count / _steps_top(most)
-        parts.append(f'<line class="grid" x1="{_LEFT:g}" y1="{y:.1f}" x2="{_RIGHT:g}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">{count:,}</text>')
+        lines.append(_Line("grid", f"{_LEFT:g}", f"{y:.1f}", f"{_RIGHT:g}", f"{y:.1f}"))
+        texts.append(_Text(f"{count:,}", f"{_LEFT - 6:g}", f"{y + 4:.1f}", "end"))
     for division in range(_DIVISIONS + 1):
         x = _LEFT + (_RIGHT - _LEFT) * division / _DIVISIONS
-        value = f"{top * division / _DIVISIONS:.4g}"
-        parts.append(f'<text x="{x:.1f}" y="{_BASE + 15:g}" text-anchor="middle">{value}</text>')
-    middle = (_LEFT + _RIGHT) / 2
-    parts.append(f'<text x="{middle:g}" y="{_BASE + 33:g}" text-anchor="middle">{escape(plot.unit)}</text>')
-    parts.append(f'<text x="0" y="{_TOP - 12:g}">pictures</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT:g}" y1="{_BASE:g}" x2="{_RIGHT:g}" y2="{_BASE:g}"/>')
-    return "\n".join(parts)
+        texts.append(_Text(f"{top * division / _DIVISIONS:.4g}", f"{x:.1f}", f"{_BASE + 15:g}", "middle"))
+    texts.append(_Text(plot.unit, f"{(_LEFT + _RIGHT) / 2:g}", f"{_BASE + 33:g}", "middle"))
+    texts.append(_Text("pictures", "0", f"{_TOP - 12:g}"))
+    lines.append(_Line("axis", f"{_LEFT:g}", f"{_BASE:g}", f"{_RIGHT:g}", f"{_BASE:g}"))
+    return lines, texts
 
 
-def _bars(bins: Sequence[tuple[int, int]]) -> str:
+def _bars(bins: Sequence[tuple[int, int]]) -> list[_Bar]:
     scale = (_BASE - _TOP) / _steps_top(max(count for count, _ in bins))
     width = (_RIGHT - _LEFT) / len(bins)
-    return "\n".join(
-        f'<rect class="{name}" x="{_LEFT + place * width + 0.5:.1f}" y="{_BASE - count * scale:.1f}" '
-        f'width="{width - 1:.1f}" height="{count * scale:.1f}"/>'
+    return [
+        _Bar(
+            kind,
+            f"{_LEFT + place * width + 0.5:.1f}",
+            f"{_BASE - count * scale:.1f}",
+            f"{width - 1:.1f}",
+            f"{count * scale:.1f}",
+        )
         for place, counts in enumerate(bins)
-        for name, count in zip(("bar", "bar doubt"), counts, strict=True)
+        for kind, count in zip(("bar", "bar doubt"), counts, strict=True)
         if count
-    )
+    ]
 
 
-def _median_line(histogram: Histogram) -> str:
+def _median_line(histogram: Histogram) -> _Line:
     x = _LEFT + (_RIGHT - _LEFT) * histogram.median() / histogram.drawn_top()
-    return f'<line class="median" x1="{x:.1f}" y1="{_TOP - 6:g}" x2="{x:.1f}" y2="{_BASE:g}"/>'
+    return _Line("median", f"{x:.1f}", f"{_TOP - 6:g}", f"{x:.1f}", f"{_BASE:g}")
 
 
-def _bin_table(plot: Plot, histogram: Histogram) -> str:
-    """The plot in numbers, for readers who do not see it."""
+def _bin_rows(histogram: Histogram) -> list[_BinRow]:
     width = histogram.drawn_top() / histogram.DRAWN
-    rows = "".join(
-        f'<tr><th scope="row">{place * width:.4g} to {(place + 1) * width:.4g}</th>'
-        f'<td class="number">{count:,}</td><td class="number">{doubted:,}</td></tr>\n'
+    return [
+        _BinRow(f"{place * width:.4g} to {(place + 1) * width:.4g}", count, doubted)
         for place, (count, doubted) in enumerate(histogram.drawn_bins())
         if count
-    )
-    heads = "".join(f'<th scope="col" class="number">{head}</th>' for head in ("Pictures", "Flagged"))
-    return (
-        f'<details><summary>Numbers</summary>\n<table><thead><tr><th scope="col">{escape(plot.unit)}</th>{heads}'
-        f"</tr></thead>\n<tbody>\n{rows}</tbody></table></details>"
-    )
+    ]
 
 
 def _pictures(count: int) -> str:
