@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
 from amsam_med.data.outlines import classes_of, draw_on_axes
@@ -146,7 +147,7 @@ def _draw_row(axes_of_row: Sequence[Axes], row: PanelRow) -> None:
         _draw_box(prediction_axes, row.box)
 
 
-def _outline(axes: Axes, ids: NDArray[np.uint8], colour: str, style: str) -> None:
+def _outline(axes: Axes, ids: NDArray[np.uint8], colour: str, style: LineStyleType) -> None:
     """Draw the outline of every class of ``(H, W)``."""
     for class_id in classes_of(ids):
         dark_edge = [withStroke(linewidth=3, foreground="black"), Normal()]

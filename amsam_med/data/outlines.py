@@ -1,6 +1,6 @@
 """Outlines of masks: over pictures, small and large, as polygons, and as lines of a plot.
 
-Every outline of this project comes from here, so that a class has one colour wherever it is shown and an object that
+All outlines that the package draws come from here, so that a class has one colour wherever it is shown and an object that
 ends at the image's edge is closed there.
 """
 
