@@ -1,7 +1,7 @@
 """Outlines of masks: over pictures, small and large, as polygons, and as lines of a plot.
 
-All outlines that the package draws come from here, so that a class has one colour wherever it is shown and an object that
-ends at the image's edge is closed there.
+All outlines that the package draws come from here, so that a class has one colour wherever it is shown and an object
+that ends at the image's edge is closed there.
 """
 
 from __future__ import annotations
