@@ -11,11 +11,11 @@ import re
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from amsam_med.data.tables import hidden, visible
