@@ -36,7 +36,7 @@ Part: TypeAlias = Literal["train", "val", "test"]
 SliceAxis: TypeAlias = Literal["auto", 0, 1, 2]
 """Array axis along which a volume is cut; see amsam_med.data.nifti."""
 FormatName: TypeAlias = Literal["png", "overlay", "contour", "nifti", "dicom-seg", "dicom-sr"]
-"""Result files; see amsam_med.data.writers.FORMATS."""
+"""Result files; see amsam_med.segment.formats.FORMATS."""
 
 # Where it runs.
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]

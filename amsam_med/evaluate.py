@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from amsam_med.bundle import EvaluateWorkflow, Expression, default_bundle, model_overrides, open_bundle
-from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import FilePath
+from amsam_med.data.sets.pairs import refuse_output_among
 from amsam_med.data.tables import TableWriter
 from amsam_med.errors import DataError
 from amsam_med.files import atomic_path, write_json
@@ -36,7 +36,7 @@ from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
-from amsam_med.report import draw_scores
+from amsam_med.plots import draw_scores
 from amsam_med.verbs import make_callable, with_chosen
 from amsam_med.views import ViewKind
 

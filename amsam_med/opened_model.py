@@ -33,7 +33,7 @@ from amsam_med.boxes import Size, scale_boxes
 from amsam_med.bundle import BundleParser, InferenceWorkflow, default_bundle, model_overrides, open_bundle
 from amsam_med.data.pictures import rgb_pixels
 from amsam_med.data.readers import FilePath
-from amsam_med.data.writers import Labels
+from amsam_med.data.results import ClassMeaning, Labels
 from amsam_med.errors import AmsamError, ConfigError, DataError
 from amsam_med.infer import WITHOUT_BOX, Flag, Segmentation, follow_prompts
 from amsam_med.keys import Keys
@@ -187,7 +187,10 @@ class Model(InferenceWorkflow):
         """
         stated = self.parser.get("_meta_", {}).get("segments") or [ANY_OBJECT]
         given = json.dumps({"segments": stated}, default=str)
-        segments = [one.model_dump() for one in checked(_Segments, given, "metadata.json", "mend the bundle").segments]
+        segments = [
+            ClassMeaning(one.label, one.category, one.type)
+            for one in checked(_Segments, given, "metadata.json", "mend the bundle").segments
+        ]
         digests = {role: digest for role, digest in self.digests.items() if digest}
         return Labels(segments, "AM-SAM Med", __version__, digests)
 

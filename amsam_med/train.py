@@ -36,9 +36,9 @@ from amsam_med import weights
 from amsam_med.boxes import box_from_mask, scale_boxes
 from amsam_med.bundle import TrainWorkflow, open_bundle, training_overrides
 from amsam_med.checkpoint import Adapter, frozen_digest, load_adapter, save_adapter, save_model
-from amsam_med.data.check import refuse_useless_masks
-from amsam_med.data.datalists import refuse_output_among
 from amsam_med.data.readers import FilePath, read_image
+from amsam_med.data.sets.check import refuse_useless_masks
+from amsam_med.data.sets.pairs import refuse_output_among
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import score_image
@@ -51,7 +51,7 @@ from amsam_med.learn.resume import read_checkpoint
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
 from amsam_med.model import AmSam
-from amsam_med.report import PanelRow, draw_curves, draw_panel
+from amsam_med.plots import PanelRow, draw_curves, draw_panel
 from amsam_med.schema import Name, Record, read_record
 from amsam_med.tensors import refuse_non_finite
 from amsam_med.verbs import make_callable

@@ -14,17 +14,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pydantic import PositiveInt, RootModel
 
 from amsam_med import files
+from amsam_med.data.download import Progress, download
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
-
-if TYPE_CHECKING:
-    from amsam_med.data.download import Progress
 
 FOLDER_VARIABLE = "AMSAM_WEIGHTS"
 """Environment variable that names a folder of weight files."""
@@ -211,8 +209,6 @@ def get(
         return target
     url = weights.url if base_url is None else f"{base_url.rstrip('/')}/{weights.loose_file}"
     assert url is not None
-    from amsam_med.data.download import download  # here: it loads MONAI, for which `amsam weights list` need not wait
-
     return download(url, target, weights.bytes, weights.sha256, progress)
 
 

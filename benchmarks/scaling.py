@@ -31,11 +31,11 @@ import torch
 from PIL import Image
 
 from amsam_med.data.datalists import list_images
-from amsam_med.data.writers import FORMATS
 from amsam_med.measure import Measurements
-from amsam_med.records import FILE_COLUMNS, JOURNAL, RESULTS, Picture, Records, Row
 from amsam_med.segment import REPORT, SegmentOptions, Step, segment
-from amsam_med.sources import list_inputs
+from amsam_med.segment.formats import FORMATS
+from amsam_med.segment.inputs import list_inputs
+from amsam_med.segment.journal import FILE_COLUMNS, JOURNAL, RESULTS, Picture, Records, Row
 from amsam_med.synthetic import write_dermoscopy
 
 CORES = (16, 64, 256)
@@ -154,14 +154,14 @@ def _journal(folder: Path, output: Path, files: int) -> dict[str, float]:
         cells, picture = journal.execute("SELECT cells, thumbnail FROM rows ORDER BY file LIMIT 1").fetchone()
     row = _row(json.loads(cells))
     with closing(Records(folder / "recorded", {}, overwrite=False)) as records:
-        records.start({})
+        records.start()
         marks = [time.process_time()]
         for number in range(files):
             name = f"image_{number:08d}"
             records.add(name, [Picture(replace(row, file=name), picture)], PICTURE_FORMATS)
             if (number + 1) % (files // 10) == 0:
                 marks.append(time.process_time())
-        records.finish("complete", {})
+        records.finish("complete")
         finished = time.process_time() - marks[-1]
     first, last = (1000 * (marks[i + 1] - marks[i]) / (files // 10) for i in (0, -2))
     print(f"journal: {first:.3f} CPU ms a row at first, {last:.3f} with {files:,} of them; end {finished:.1f} CPU s")

@@ -36,7 +36,7 @@ from amsam_med.errors import AmsamError, DataError
 from amsam_med.evaluate import dice_score
 from amsam_med.files import atomic_path
 from amsam_med.model import AmSam
-from amsam_med.report import BLUE, DOTS_PER_INCH, ORANGE
+from amsam_med.plots import BLUE, DOTS_PER_INCH, ORANGE
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.threads import set_threads
 from pipelines.cells import AM_SAM, TASKS, Bench, Job, Place, run_cell

@@ -37,11 +37,12 @@ from torch.nn.functional import one_hot
 
 from amsam_med import weights
 from amsam_med.data.datalists import Item, image_stem, open_datalist
+from amsam_med.data.outlines import draw_on_axes
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.evaluate import ImageScore, score_image, summarise
 from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
-from amsam_med.records import Cells
+from amsam_med.segment.journal import Cells
 from amsam_med.trust import register_bundles
 from pipelines.reporting import (
     Scored,
@@ -356,8 +357,8 @@ def _draw_panel(axes: Axes, case: Case, thing: str, with_photos: bool) -> None:
         effects = [withStroke(linewidth=3, foreground="white"), Normal()]
     else:
         axes.imshow(np.where(case.truth > 0, 0.82, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _outline(axes, case.truth, EDGE, "solid", 1.0, effects)
-    _outline(axes, case.mask, PREDICTION, (0, (4, 1.5)), 1.8, effects)
+    draw_on_axes(axes, case.truth > 0, EDGE, "solid", 1.0, effects, is_clipped=False)
+    draw_on_axes(axes, case.mask > 0, PREDICTION, (0, (4, 1.5)), 1.8, effects, is_clipped=False)
     if (box := box_of(case.row)) is not None:
         x1, y1, x2, y2 = (edge - 0.5 for edge in box)  # the centre of the first pixel is at 0
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=BOX, ls=(0, (1, 1.5)), lw=1.6)
@@ -365,24 +366,6 @@ def _draw_panel(axes: Axes, case: Case, thing: str, with_photos: bool) -> None:
         axes.add_patch(frame)
     name, scored = case.scored.image, case.scored
     axes.set_title(f"{name}\nDice {scored.dice:.2f}: {kind_of_failure(scored, thing)}", fontsize=8)
-
-
-def _outline(
-    axes: Axes,
-    mask: NDArray[np.uint8],
-    colour: str,
-    style: str | tuple[int, tuple[float, ...]],
-    width: float,
-    effects: list[AbstractPathEffect],
-) -> None:
-    """Draw the outline of a mask; one that ends at the image's edge is closed there."""
-    if not mask.any():
-        return
-    rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
-    lines = axes.contour(
-        columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linestyles=[style], linewidths=width
-    )
-    lines.set(clip_on=False, path_effects=effects)
 
 
 def _legend(thing: str, with_photos: bool) -> list[Patch | Line2D]:

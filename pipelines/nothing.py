@@ -25,7 +25,7 @@ from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import Item, isic2018_datalist
 from amsam_med.files import atomic_path
 from amsam_med.keys import Keys
-from amsam_med.report import BLUE, DOTS_PER_INCH
+from amsam_med.plots import BLUE, DOTS_PER_INCH
 from amsam_med.weights import sha256
 from pipelines.detectors import plain_skin, scenes_without_people
 from pipelines.reporting import table, write_block

@@ -7,10 +7,9 @@ are those of :mod:`amsam_med.evaluate`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -25,8 +24,8 @@ from amsam_med.data.tables import read_table
 from amsam_med.evaluate import bootstrap_interval, dice_score
 from amsam_med.files import atomic_path
 from amsam_med.infer import NOT_FOUND
-from amsam_med.records import RESULTS, Cells, read_run
 from amsam_med.segment import SegmentOptions, segment
+from amsam_med.segment.journal import RESULTS, Cells, read_run
 
 Mask = NDArray[np.uint8]
 
@@ -143,8 +142,8 @@ def weights_of(output: Path) -> dict[str, str]:
     run = read_run(output)
     if run is None:
         raise click.ClickException(f"{output} holds no run of amsam segment; run this script without `table` first")
-    found: Mapping[str, Any] = run["fingerprint"]["weights"]
-    return {part: sha256 for part, sha256 in found.items() if sha256}
+    found = run.fingerprint["weights"]
+    return {part: str(sha256) for part, sha256 in found.items() if sha256} if isinstance(found, dict) else {}
 
 
 def percent(values: ArrayLike, digits: int = 1, sign: str = "") -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from amsam_med.data.writers import atomic_path
+from amsam_med.files import atomic_path
 
 STATEFUL = ("network", "average", "optimizer")
 

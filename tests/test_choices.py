@@ -14,9 +14,10 @@ import pytest
 from amsam_med import boxes, choices, cli, segment, views
 from amsam_med.bundle_settings import as_configured
 from amsam_med.data import datalists, nifti
-from amsam_med.data.writers import FORMATS
+from amsam_med.data.sets import isic2018
 from amsam_med.learn import hypergradient
 from amsam_med.model import build, calibration, prompt
+from amsam_med.segment.formats import FORMATS
 from amsam_med.weights import shipped_bundles
 
 OF_OPTION = {
@@ -78,7 +79,7 @@ def test_other_tables_have_the_same_words() -> None:
     assert get_args(choices.DeviceName) == segment.DEVICES
     assert get_args(choices.EngineName) == segment.ENGINES
     assert set(get_args(choices.BaseName)) == {*build.COMPACT_BASES, *build.VIT_SIZES}
-    assert set(get_args(choices.Part)) == set(datalists.ISIC2018_FOLDERS)
+    assert set(get_args(choices.Part)) == set(isic2018.FOLDERS)
 
 
 def test_the_modules_that_act_on_them_hand_them_on() -> None:

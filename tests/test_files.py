@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from amsam_med import locks, stages
+from amsam_med import locks
 from amsam_med.data import writers
 from amsam_med.detect import files as detector_files
 from amsam_med.files import atomic_path, is_unfinished, replace_file, sha256, sweep_unfinished, write_json
+from amsam_med.segment import stages
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_network_without_prompts_refuses_them(tiny_bundle: Path, photo: Path) 
 
 def test_a_model_knows_its_labels_and_weights(model: Model) -> None:
     assert model.name == "tiny_bundle"
-    assert [segment["label"] for segment in model.labels.segments]
+    assert [segment.label for segment in model.labels.segments]
     assert model.digests.keys() == {"model", "detector"}
     assert model.fingerprint["weights"] == model.digests
 

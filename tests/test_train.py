@@ -17,7 +17,7 @@ from amsam_med.boxes import box_from_mask
 from amsam_med.checkpoint import read_adapter
 from amsam_med.data.readers import read_mask
 from amsam_med.errors import ConfigError, DataError, WeightsError
-from amsam_med.report import PanelRow
+from amsam_med.plots import PanelRow
 from amsam_med.train import TrainOptions, TrainResult, train
 
 FILES = {

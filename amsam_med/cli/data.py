@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from amsam_med.data.check import Findings
     from amsam_med.data.download import Progress
+    from amsam_med.data.sets.check import Findings
 
 _SHOWN_FAULTS = 5
 _out_option = click.option(
@@ -45,14 +45,12 @@ def get(name: str, root: Path, base_url: str | None) -> None:
 
     human-vikram: Vikram Shenoy's human segmentation, 290 images.
     """
-    from amsam_med.data import download
+    from amsam_med.data.sets.registry import DATA_SETS
 
-    fetch, address = {
-        "isic2018": (download.fetch_isic2018, download.ISIC2018_URL),
-        "human-vikram": (download.fetch_human_vikram, download.HUMAN_VIKRAM_URL),
-    }[name]
+    data_set = DATA_SETS[name]
+    assert data_set.fetch is not None
     with _progress_bar() as progress:
-        fetch(root, base_url=(base_url or address).rstrip("/"), progress=progress)
+        data_set.fetch(root, base_url=(base_url or data_set.base_url).rstrip("/"), progress=progress)
     click.echo(f"{name} is complete in {root}. Look at it with: amsam data check {root}")
 
 
@@ -66,10 +64,12 @@ def import_(name: str, archive: Path, root: Path) -> None:
     tiktok: log in to Kaggle, open the data set tapakah68/segmentation-full-body-tiktok-dancing-dataset, download its
     ZIP, and give the path of that file here.
     """
-    from amsam_med.data.download import import_tiktok
+    from amsam_med.data.sets.registry import DATA_SETS
 
+    import_archive = DATA_SETS[name].import_archive
+    assert import_archive is not None
     with _progress_bar() as progress:
-        import_tiktok(archive, root, progress)
+        import_archive(archive, root, progress)
     click.echo(f"{name} is complete in {root}. Look at it with: amsam data check {root}")
 
 
@@ -84,8 +84,8 @@ def check(folder: Path, part: str | None, num_classes: int) -> None:
     """
     from rich.progress import track
 
-    from amsam_med.data.check import check_items
-    from amsam_med.data.datalists import datalist_parts, open_datalist
+    from amsam_med.data.sets.check import check_items
+    from amsam_med.data.sets.registry import datalist_parts, open_datalist
 
     fault_count = 0
     for chosen in [part] if part else datalist_parts(folder) or [None]:

@@ -14,7 +14,7 @@ from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 
 if TYPE_CHECKING:
-    from amsam_med.data.datalists import Item
+    from amsam_med.data.sets.pairs import Item
     from amsam_med.detect.yolo import DetectorScores, TrainingProgress
 
 _OTHER_KINDS = (".pt", ".pth", ".json")
@@ -110,7 +110,7 @@ def train(
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from monai.data.dataset import Dataset
 
-    from amsam_med.data.datalists import refuse_output_among
+    from amsam_med.data.sets.pairs import refuse_output_among
     from amsam_med.data.transforms import preprocessing
     from amsam_med.detect.labels import hold_out
     from amsam_med.detect.yolo import TrainingOptions, save_detector, train_detector
@@ -154,7 +154,7 @@ def train(
 
 def _items(folder: Path, part: str) -> list[Item]:
     """A plain folder's pairs, or a part of a known data set."""
-    from amsam_med.data.datalists import datalist_parts, open_datalist
+    from amsam_med.data.sets.registry import datalist_parts, open_datalist
 
     return open_datalist(folder, part if datalist_parts(folder) else None)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amsam_med.segment import Progress, SegmentSummary, Step
 
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
-"""Of amsam_med.data.writers.FORMATS, which --help need not load."""
+"""Of amsam_med.segment.formats.FORMATS, which --help need not load."""
 TABLE = "csv"
 """The table is always written; the name is there for who wants nothing else."""
 

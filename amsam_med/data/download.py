@@ -25,20 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeAlias
 
 from amsam_med import files
-from amsam_med.data.datalists import (
-    ISIC2018_COUNTS,
-    ISIC2018_FOLDERS,
-    TIKTOK_COUNT,
-    TIKTOK_FOLDER,
-    human_vikram_datalist,
-    tiktok_datalist,
-)
-from amsam_med.data.readers import IMAGE_SUFFIXES
 from amsam_med.errors import DataError
-
-ISIC2018_URL = "https://isic-archive.s3.amazonaws.com/challenges/2018"
-HUMAN_VIKRAM_URL = "https://github.com/VikramShenoy97/Human-Segmentation-Dataset/archive/refs/heads"
-TIKTOK_PAGE = "https://www.kaggle.com/datasets/tapakah68/segmentation-full-body-tiktok-dancing-dataset"
 
 _ATTEMPTS = 4
 _TIMEOUT_S = 60
@@ -101,68 +88,6 @@ def download(
     return path
 
 
-def fetch_isic2018(root: Folder, base_url: str = ISIC2018_URL, progress: Progress | None = None) -> None:
-    """Fetch and unpack ISIC 2018 Task 1 (about 13 GB), part by part; what is complete already is left alone.
-
-    Args:
-        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.isic2018_datalist`.
-        base_url: Where the archives lie; a mirror has the same file names.
-        progress: As for :func:`download`.
-
-    Raises:
-        DataError: See :func:`download` and :func:`unpack`; or a folder has another number of images than published.
-    """
-    root = Path(root)
-    for part, folders in ISIC2018_FOLDERS.items():
-        for folder in folders:
-            if _image_count(root / folder) != ISIC2018_COUNTS[part]:
-                _fetch_and_unpack(f"{base_url}/{folder}.zip", root, progress)
-            _check_count(root / folder, ISIC2018_COUNTS[part])
-
-
-def fetch_human_vikram(root: Folder, base_url: str = HUMAN_VIKRAM_URL, progress: Progress | None = None) -> None:
-    """Fetch and unpack Vikram Shenoy's human segmentation set (the repository's master branch).
-
-    Args:
-        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.human_vikram_datalist`.
-        base_url: Where ``master.zip`` lies.
-        progress: As for :func:`download`.
-
-    Raises:
-        DataError: See :func:`download` and :func:`unpack`; or images and masks do not match.
-    """
-    root = Path(root)
-    try:
-        human_vikram_datalist(root, "test")
-    except DataError:  # not there, or unpacked in part
-        _fetch_and_unpack(f"{base_url}/master.zip", root, progress)
-        human_vikram_datalist(root, "test")
-
-
-def import_tiktok(archive: Folder, root: Folder, progress: Progress | None = None) -> None:
-    """Unpack Kaggle's TikTok dancing archive, which a login of yours has to fetch.
-
-    Args:
-        archive: The ZIP from ``TIKTOK_PAGE``.
-        root: The folder to fill; open it with :func:`~amsam_med.data.datalists.tiktok_datalist`.
-        progress: As for :func:`download`.
-
-    Raises:
-        DataError: The archive is missing, damaged or another one, or its images and masks do not match.
-    """
-    archive = Path(archive)
-    if not archive.is_file():
-        raise DataError(f"{archive.name}: no such file. Log in at {TIKTOK_PAGE}, download the ZIP, and give its path")
-    with _opened(archive) as content:
-        if not any(TIKTOK_FOLDER in PurePosixPath(name).parts for name in content.namelist()):
-            raise DataError(
-                f"{archive.name}: holds no folder {TIKTOK_FOLDER}. Give the ZIP with {TIKTOK_COUNT} images from "
-                f"{TIKTOK_PAGE}"
-            )
-    unpack(archive, root, progress)
-    tiktok_datalist(root, "test")
-
-
 def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> None:
     """Unpack a ZIP below ``root``, after a check of all its names and of the free space.
 
@@ -172,7 +97,7 @@ def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> Non
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with _opened(archive) as content:
+    with opened_archive(archive) as content:
         members = content.infolist()
         for member in members:
             _refuse_unsafe(archive.name, member)
@@ -186,7 +111,8 @@ def unpack(archive: Path, root: Folder, progress: Progress | None = None) -> Non
                 progress(Step(f"unpack {archive.name}", done, total))
 
 
-def _fetch_and_unpack(url: str, root: Path, progress: Progress | None) -> None:
+def fetch_and_unpack(url: str, root: Path, progress: Progress | None) -> None:
+    """:func:`download` an archive into ``root`` and :func:`unpack` it there; the archive goes."""
     archive = download(url, root / url.rsplit("/", maxsplit=1)[-1], progress=progress)
     unpack(archive, root, progress)
     archive.unlink()
@@ -312,7 +238,12 @@ def _check_space(name: str, folder: Path, needed: int) -> None:
         )
 
 
-def _opened(archive: Path) -> zipfile.ZipFile:
+def opened_archive(archive: Path) -> zipfile.ZipFile:
+    """A ZIP to read.
+
+    Raises:
+        DataError: It is damaged, or no ZIP.
+    """
     try:
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
@@ -354,16 +285,3 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, root: Path, arch
         raise DataError(
             f"{archive_name}: {member.filename} cannot be unpacked ({error}). Delete it and fetch it again"
         ) from error
-
-
-def _image_count(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
-    return sum(path.name.lower().endswith(IMAGE_SUFFIXES) and path.name[0] != "." for path in folder.iterdir())
-
-
-def _check_count(folder: Path, expected: int) -> None:
-    if _image_count(folder) != expected:
-        raise DataError(
-            f"{folder.name}: {_image_count(folder)} images; {expected} were published. Run the command again"
-        )

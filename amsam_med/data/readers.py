@@ -5,7 +5,7 @@ PNG JPEG BMP   EXIF orientation is applied. Grey, palette and CMYK become RGB; t
 WebP GIF TIFF  16-bit values the upper 8 bits count. ICC profiles are not applied. Pages of a TIFF are pictures;
                animations are refused; see :mod:`amsam_med.data.pictures`.
 NIfTI          A slice, grey or colour, or the slices of a volume; see :mod:`amsam_med.data.nifti`.
-DICOM          One frame or many; see :mod:`amsam_med.data.dicom`.
+DICOM          One frame or many; see :mod:`amsam_med.data.dicom.reader`.
 =============  =====================================================================================================
 
 :func:`open_image` reads any number of pictures from a file, one at a time; :func:`read_image` reads one. A file is
@@ -32,8 +32,8 @@ from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
 from amsam_med.boxes import Size
-from amsam_med.data.dicom import DicomFile, is_named_dicom
-from amsam_med.data.dicom_header import starts_as_dicom
+from amsam_med.data.dicom.header import starts_as_dicom
+from amsam_med.data.dicom.reader import DicomFile, is_named_dicom
 from amsam_med.data.nifti import NiftiFile, SliceAxis, is_nifti
 from amsam_med.data.pictures import PictureFile
 from amsam_med.data.quiet import quiet_decoders

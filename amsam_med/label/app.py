@@ -21,8 +21,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 
 from amsam_med import __version__
-from amsam_med.data.dicom_results import Algorithm
-from amsam_med.data.writers import dicom_labels
+from amsam_med.data.dicom.shared import Algorithm, dicom_labels
 from amsam_med.errors import AmsamError, ConfigError
 from amsam_med.label.asked import asked
 from amsam_med.label.datastores import DICOM, DicomWebStudies, FolderStudies

@@ -32,16 +32,16 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from amsam_med.data.dicom_header import DicomHeader, read_header
-from amsam_med.data.dicom_results import Algorithm, SegmentMeaning, highdicom
-from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.dicom.header import DicomHeader, read_header
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import Algorithm, SegmentMeaning, highdicom
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import IMAGE_SUFFIXES, PIXEL_LIMIT, image_size
 from amsam_med.data.writers import write_mask_png
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.files import atomic_path
 from amsam_med.label.index import INDEX, checked_note, plain_name, plain_tag, read_index
 from amsam_med.label.volumes import VOLUMES, read_label
-from amsam_med.sources import DicomWeb
 
 PNG, DICOM = ".png", ".dcm"
 LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)

@@ -29,7 +29,7 @@ from amsam_med import weights
 from amsam_med.bundle import TrainWorkflow, open_bundle
 from amsam_med.checkpoint import frozen_digest, read_adapter, save_adapter
 from amsam_med.data.readers import read_mask
-from amsam_med.data.writers import Labels
+from amsam_med.data.results import Labels
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.evaluate import dice_score
 from amsam_med.files import sha256, write_json
@@ -132,7 +132,7 @@ class LabelModel:
         self.bundle, self.folder, self.base, self.device = bundle, folder, base, device
         self._cache_folder = cache_folder or folder / "embeddings"
         self.meanings = Model(open_bundle(bundle, "inference")).labels
-        self.labels = [str(segment["label"]) for segment in self.meanings.segments]
+        self.labels = [segment.label for segment in self.meanings.segments]
         self._in_use: tuple[int, Model] | None = None  # with the number of its version
         self._lock = threading.Lock()
         self._untrained_adapter: Path | None = None

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from amsam_med import weights
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import IMAGE_SUFFIXES
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.scratch import scratch_folder, sweep_scratch
-from amsam_med.sources import DicomWeb
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -19,12 +19,13 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.pathology import create_asap_annotations_xml, create_dsa_annotations_json
 from numpy.typing import NDArray
-from skimage.measure import approximate_polygon, find_contours
 
-from amsam_med.data.dicom import is_dicom
-from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.dicom.reader import is_dicom
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import dicom_labels
+from amsam_med.data.outlines import OUTLINE_COLOURS, simple_polygons_of
 from amsam_med.data.readers import image_size
-from amsam_med.data.writers import OUTLINE_COLOURS, dicom_labels, write_mask_png
+from amsam_med.data.writers import write_mask_png
 from amsam_med.errors import DataError
 from amsam_med.evaluate import dice_score
 from amsam_med.label.datastores import DICOM, PNG
@@ -103,7 +104,7 @@ class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no ty
     def _elements(self, mask: NDArray[np.uint8]) -> list[dict[str, Any]]:
         elements = []
         for number, label in enumerate(self.model.labels, start=1):
-            if contours := _polygons(mask == number):
+            if contours := simple_polygons_of(mask == number, _TOLERANCE, _LEAST_POINTS):
                 elements.append({"label": label, "contours": contours})
         return elements
 
@@ -339,16 +340,6 @@ def _write(found: Found, source: Path, ending: str) -> Path:
     else:
         write_volume(found.mask, path)
     return path
-
-
-def _polygons(is_object: NDArray[np.bool_]) -> list[list[list[float]]]:
-    """Outlines of the parts, (x, y) in pixels of the picture."""
-    polygons = []
-    for contour in find_contours(np.pad(is_object, 1), 0.5):  # type: ignore[no-untyped-call]
-        corners = approximate_polygon(contour, _TOLERANCE)  # type: ignore[no-untyped-call]
-        if len(corners) >= _LEAST_POINTS:
-            polygons.append((corners[:, ::-1] - 0.5).round(1).tolist())
-    return polygons
 
 
 def _example(pair: Mapping[str, str], scratch: Path, index: int) -> dict[str, str]:

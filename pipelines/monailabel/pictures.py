@@ -23,7 +23,7 @@ import torch
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.evaluate import dice_score
 from amsam_med.files import atomic_path
-from amsam_med.report import PanelRow, draw_panel
+from amsam_med.plots import PanelRow, draw_panel
 from amsam_med.synthetic import write_dermoscopy
 from pipelines.monailabel.process import Server, wait_for_training
 

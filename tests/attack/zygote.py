@@ -33,7 +33,13 @@ CLOSED, BROKEN = "closed", "broken"
 """What a stream may be besides a path: closed from the start, or a pipe that nobody reads."""
 
 _PRELOADED = (
-    *("amsam_med.segment", "amsam_med.train", "amsam_med.evaluate", "amsam_med.detect.yolo", "amsam_med.data.check"),
+    *(
+        "amsam_med.segment",
+        "amsam_med.train",
+        "amsam_med.evaluate",
+        "amsam_med.detect.yolo",
+        "amsam_med.data.sets.check",
+    ),
     *(f"amsam_med.cli.{name}" for name in ("segment", "train", "evaluate", "detector", "data", "weights", "info")),
     *("rich.progress", "highdicom", "dicomweb_client.api", "monai.engines", "monai.handlers"),
 )

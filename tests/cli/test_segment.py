@@ -13,8 +13,8 @@ import pytest
 
 from amsam_med import cli
 from amsam_med.cli.segment import FORMAT_NAMES
-from amsam_med.data.writers import FORMATS
 from amsam_med.segment import SegmentOptions, Step
+from amsam_med.segment.formats import FORMATS
 from tests.small_bundle import write_picture, write_small_bundle
 
 

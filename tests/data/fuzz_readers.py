@@ -17,9 +17,9 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 
-from amsam_med.data.deidentify import deidentified
-from amsam_med.data.dicom_results import read_header
-from amsam_med.data.identifiers import without_identifiers
+from amsam_med.data.dicom.deidentify import deidentified
+from amsam_med.data.dicom.identifiers import without_identifiers
+from amsam_med.data.dicom.shared import read_header
 from amsam_med.data.nifti import is_nifti, read_geometry
 from amsam_med.data.readers import image_size, is_image_file, open_image, read_mask
 from amsam_med.errors import AmsamError

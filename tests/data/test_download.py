@@ -20,7 +20,11 @@ from click.testing import CliRunner
 from amsam_med.cli import amsam
 from amsam_med.data import datalists
 from amsam_med.data import download as downloads
-from amsam_med.data.download import Step, download, fetch_human_vikram, fetch_isic2018, import_tiktok, unpack
+from amsam_med.data.download import Step, download, unpack
+from amsam_med.data.sets import isic2018, tiktok
+from amsam_med.data.sets.human_vikram import fetch_human_vikram
+from amsam_med.data.sets.isic2018 import fetch_isic2018
+from amsam_med.data.sets.tiktok import import_tiktok
 from amsam_med.errors import DataError
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
@@ -224,8 +228,8 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def isic_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The six archives of ISIC 2018 with one image each."""
-    for part, (images, masks) in datalists.ISIC2018_FOLDERS.items():
-        monkeypatch.setitem(datalists.ISIC2018_COUNTS, part, 1)
+    for part, (images, masks) in isic2018.FOLDERS.items():
+        monkeypatch.setitem(isic2018.COUNTS, part, 1)
         server.files[f"{images}.zip"] = zip_of({f"{images}/ISIC_1.png": png(), f"{images}/LICENSE.txt": b""})
         server.files[f"{masks}.zip"] = zip_of({f"{masks}/ISIC_1_segmentation.png": png()})
     return server
@@ -258,9 +262,9 @@ def test_human_vikram_is_fetched_once_and_can_be_opened(server: Server, tmp_path
 
 
 def test_tiktok_is_imported_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datalists, "TIKTOK_COUNT", 2)
-    monkeypatch.setattr(datalists, "TIKTOK_TEST_COUNT", 1)
-    folder = f"{datalists.TIKTOK_FOLDER}/{datalists.TIKTOK_FOLDER}"
+    monkeypatch.setattr(tiktok, "COUNT", 2)
+    monkeypatch.setattr(tiktok, "TEST_COUNT", 1)
+    folder = f"{tiktok.FOLDER}/{tiktok.FOLDER}"
     files = {f"{folder}/{kind}/{stem}.png": png() for kind in ("images", "masks") for stem in "12"}
     (tmp_path / "archive.zip").write_bytes(zip_of(files | {"df.csv": b""}))
     import_tiktok(tmp_path / "archive.zip", tmp_path / "tiktok")

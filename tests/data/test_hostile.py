@@ -33,7 +33,8 @@ from pydicom.uid import (
     VLPhotographicImageStorage,
 )
 
-from amsam_med.data import dicom, pictures, readers
+from amsam_med.data import pictures, readers
+from amsam_med.data.dicom import reader as dicom
 from amsam_med.data.readers import image_size, open_image, read_image
 from amsam_med.errors import DataError
 

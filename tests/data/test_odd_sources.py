@@ -9,9 +9,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from amsam_med.data.deidentify import deidentified
+from amsam_med.data.dicom.deidentify import deidentified
 from amsam_med.errors import DataError
-from tests.data.test_deidentify import SECRET, results
+from tests.data.dicom.test_deidentify import SECRET, results
 from tests.dicom_tools import dciodvfy_errors, write_source
 
 

@@ -10,15 +10,9 @@ import pytest
 import torch
 from skimage.segmentation import find_boundaries
 
+from amsam_med.data.outlines import BOX_COLOUR, FLAG_COLOUR, OUTLINE_COLOURS
 from amsam_med.data.readers import read_image, read_mask
-from amsam_med.data.writers import (
-    BOX_COLOUR,
-    FLAG_COLOUR,
-    OUTLINE_COLOURS,
-    SaveMaskd,
-    write_mask_png,
-    write_overlay,
-)
+from amsam_med.data.writers import SaveMaskd, write_mask_png, write_overlay
 from amsam_med.errors import DataError
 
 GREY = np.full((3, 40, 60), 90, np.uint8)

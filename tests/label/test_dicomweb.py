@@ -16,12 +16,12 @@ import SimpleITK
 from dicomweb_client.api import DICOMwebClient
 
 from amsam_med.cli import main
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm
-from amsam_med.data.dicom_seg import write_dicom_seg
+from amsam_med.data.dicom.seg import write_dicom_seg
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm
+from amsam_med.data.dicom.web import DicomWeb
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.writers import write_mask_png
 from amsam_med.segment import SegmentOptions, segment
-from amsam_med.sources import DicomWeb
 from pipelines.monailabel.process import Server, wait_for_training
 from tests.browser import open_browser
 from tests.dicom_tools import dciodvfy_errors, orthanc, write_source

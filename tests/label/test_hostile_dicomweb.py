@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from fastapi import HTTPException
 
-from amsam_med.data.dicom_results import SKIN_LESION, Algorithm
+from amsam_med.data.dicom.shared import SKIN_LESION, Algorithm
 from amsam_med.errors import DataError
 from amsam_med.label.server import import_monailabel
 from tests.dicom_tools import write_source

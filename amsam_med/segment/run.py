@@ -1,0 +1,452 @@
+"""Segmenting any number of images, files, folders, archives and servers, with a bundle's parts.
+
+Threads read ahead and write behind; between them the network works in batches. However long the list is, only a few
+batches of it are held in memory. A file that cannot be read or written becomes a row with its error, and the rest is
+done. The output folder::
+
+    masks/<sub-folder>/<stem>_segmentation.png          0 and 255 (class ids where there are several), original size
+    overlays/<sub-folder>/<stem>_overlay.jpg            outline and box over the image
+    contours/, nifti/, dicom_seg/, dicom_sr/            where they are asked for; see amsam_med.segment.formats.FORMATS
+    results.csv, run.json, journal.sqlite               see amsam_med.segment.journal
+    report.html                                         all of it to look at
+
+The sub-folder is the one that the image has in its input folder. Pictures of a file that holds several are numbered
+from 1: ``<stem>_0001_segmentation.png``. How names are kept apart is in :mod:`amsam_med.segment.inputs`.
+
+A later run into the same folder skips a file whose bytes and results are as they were, if weights and settings are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shlex
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+
+from amsam_med import __version__, weights
+from amsam_med.bundle import default_bundle, model_overrides, open_bundle
+from amsam_med.choices import DeviceName, EngineName
+from amsam_med.data.nifti import SliceAxis
+from amsam_med.data.readers import FilePath, Window
+from amsam_med.data.tables import visible
+from amsam_med.errors import ConfigError, MissingExtraError
+from amsam_med.infer import NOT_FOUND
+from amsam_med.opened_model import Model, refuse_missing_device
+from amsam_med.opened_model import result_labels as result_labels
+from amsam_med.scratch import sweep_scratch
+from amsam_med.segment.formats import FORMATS
+from amsam_med.segment.inputs import InputFile, Inputs, list_inputs
+from amsam_med.segment.journal import JOURNAL, Earlier, Records, RunOutcome, RunSettings, RunState, read_run
+from amsam_med.segment.ray import RayStages, connected
+from amsam_med.segment.report import Card, write_report
+from amsam_med.segment.stages import Outcome, Reading, Stages, cannot_write
+from amsam_med.verbs import with_chosen
+from amsam_med.views import ViewKind
+from amsam_med.weights import shipped_bundles
+
+DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+REPORT = "report.html"
+SHOWN_FAILURES = 5
+"""How many failures a summary names; ``results.csv`` has them all."""
+
+_COUNTS = ("images", "done", "failed", "skipped", "pictures", "without_box", "flagged")
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What ``amsam segment`` lets a user choose.
+
+    Attributes:
+        bundle: Name or folder of the bundle whose ``inference`` workflow supplies all parts.
+        adapter: An adapter to use instead of the bundle's own model.
+        base_weights: The base on which the adapter was trained; by default the one it names.
+        detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
+        formats: Names of :data:`FORMATS`; none for the table and the report alone.
+        device: One of :data:`DEVICES`; ``"auto"`` leaves it to the bundle.
+        batch_size: Images that the network takes at once.
+        overwrite: Do again what an earlier run has done.
+        slice_axis: Axis along which NIfTI volumes are cut, or "auto"; see :func:`amsam_med.data.readers.open_image`.
+        window: Centre and width of the grey values to show, instead of the file's own.
+        has_report: Whether to write ``report.html``.
+        keeps_identifiers: Whether paths that tell whose a DICOM image is are used as they are.
+        deidentifies: Whether DICOM results get new identifiers, and no patient.
+        stores: Whether DICOM results go back to the DICOMweb server that the image came from.
+        test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
+        overrides: Further entries of the configuration, by id.
+        engine: One of :data:`ENGINES`: where files pass the stages, in this process or in those of a Ray cluster.
+        address: Of the Ray cluster; by default one of this machine alone, for this run.
+    """
+
+    bundle: str = "amsam_isic"
+    adapter: FilePath | None = None
+    base_weights: FilePath | None = None
+    detector: FilePath | None = None
+    formats: tuple[str, ...] = ("png", "overlay")
+    device: str = "auto"
+    batch_size: int = 8
+    overwrite: bool = False
+    slice_axis: SliceAxis = "auto"
+    window: Window | None = None
+    has_report: bool = True
+    keeps_identifiers: bool = False
+    deidentifies: bool = False
+    stores: bool = False
+    test_views: ViewKind | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "local"
+    address: str | None = None
+
+
+class Step(NamedTuple):
+    """One file is finished or skipped: how many of this run's files are, of how many, and which it was."""
+
+    finished: int
+    total: int
+    file: str
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass
+class SegmentSummary:
+    """The outcome of a run.
+
+    Attributes:
+        output: The output folder.
+        images: How many image files there are in the inputs.
+        done: Files segmented by this run.
+        failed: Files with an error.
+        skipped: Files that an earlier run had done.
+        pictures: Pictures segmented by this run; a file may hold several.
+        without_box: Pictures among them for which the detector found no box.
+        flagged: Pictures among them that deserve a look; ``results.csv`` says why.
+        seconds: Wall time from the first file read to the last one written; loading the weights is not in it.
+        signal_number: What it was stopped by; None where nothing stopped it.
+        failures: (file, error) of the first :data:`SHOWN_FAILURES` failed files.
+    """
+
+    output: Path
+    images: int
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    pictures: int = 0
+    without_box: int = 0
+    flagged: int = 0
+    seconds: float = 0.0
+    signal_number: int | None = None
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> int:
+        """Images that this run has done or failed to do."""
+        return self.done + self.failed
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether images are left that the run did not reach."""
+        return self.finished + self.skipped < self.images
+
+    @property
+    def images_per_second(self) -> float:
+        """Pictures segmented a second of wall time."""
+        return self.pictures / self.seconds if self.seconds else 0.0
+
+    def count(self, outcome: Outcome) -> None:
+        """Take in one finished file."""
+        rows = [picture.row for picture in outcome.pictures]
+        error = next((row.error for row in rows if row.error), "")
+        self.skipped += not rows
+        self.done += bool(rows) and not error
+        self.failed += bool(error)
+        self.pictures += sum(not row.error for row in rows) - outcome.taken_over
+        self.without_box += sum(row.box_source == NOT_FOUND for row in rows)
+        self.flagged += sum(bool(row.flags) for row in rows)
+        if error and len(self.failures) < SHOWN_FAILURES:
+            self.failures.append((outcome.file.file, error))
+
+
+def segment(
+    inputs: FilePath | Sequence[FilePath],
+    output: FilePath,
+    options: SegmentOptions | None = None,
+    progress: Progress | None = None,
+    **chosen: Any,
+) -> SegmentSummary:
+    """Segment files, folders, archives of images, and what a DICOMweb server has.
+
+    Ctrl-C, SIGTERM and SIGHUP end the run after the batch in hand, with its results kept; a second one ends it at once.
+
+    Args:
+        inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses;
+            one or several.
+        output: The output folder; made where it is missing. It may lie in an input folder.
+        options: See :class:`SegmentOptions`; by default with the bundle that the adapter was trained with.
+        progress: Called after each file, in the caller's thread.
+        **chosen: Fields of :class:`SegmentOptions` by name, in place of those of ``options``.
+
+    Raises:
+        DataError: An input does not exist or holds no images, a server does not answer, or there is no such bundle.
+        ConfigError: An option is unknown, the output folder holds files that must not be mixed with these results, or
+            there is no room left in it; or the Ray cluster is not there, does not see the output folder, or fails.
+        WeightsError: Model, adapter, base or detector are not at hand.
+        MissingExtraError: A format, an input or the engine needs an extra that is not installed.
+    """
+    if options is None and "bundle" not in chosen:
+        chosen["bundle"] = default_bundle(chosen.get("adapter"))
+    options = with_chosen(options or SegmentOptions(), chosen)
+    inputs, output = [inputs] if isinstance(inputs, str | PathLike) else inputs, Path(output)
+    _check(options)
+    files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
+    model = _model(options, is_driver=options.engine == "ray")
+    model.load()  # say what is wrong with its files before the output folder is touched
+    fingerprint = _fingerprint(model, options)
+    summary = SegmentSummary(output, len(files))
+    with (
+        _cluster(options),
+        _interrupts_noted(summary) as is_interrupted,
+        _room_in(output),
+        closing(Records(output, fingerprint, options.overwrite)) as records,
+    ):
+        salt = records.secret() if options.deidentifies else None
+        files.prepare(records.names(), salt.encode() if salt else None)
+        sweep_scratch()
+        if options.engine == "ray":
+            stages: Stages | RayStages = _stages_of_cluster(options, output, fingerprint, salt)
+        else:
+            stages = _stages(model, options, output, salt)
+        settings = _settings(inputs, output, options, stages.device, files.shown)
+        records.start(settings)
+        state: RunState = "failed"
+        start = time.monotonic()
+        try:
+            _run(stages, files, records, summary, options.overwrite, progress, is_interrupted)
+            state = "interrupted" if summary.is_interrupted else "complete"
+        finally:
+            summary.seconds = time.monotonic() - start
+            with suppress(OSError, sqlite3.Error) if state == "failed" else _room_in(output):
+                records.finish(state, _outcome(summary))
+                if options.has_report:
+                    _write_report(records, settings)
+    return summary
+
+
+def _run(
+    stages: Stages | RayStages,
+    files: Inputs,
+    records: Records,
+    summary: SegmentSummary,
+    overwrite: bool,
+    progress: Progress | None,
+    is_interrupted: threading.Event,
+) -> None:
+    def earlier(file: InputFile) -> Earlier | None:
+        found = records.earlier(file.name)
+        return replace(found, is_done=False, file=file.file, parts={}) if found and overwrite else found
+
+    with closing(stages.run(files, earlier, is_interrupted)) as outcomes:
+        for outcome in outcomes:
+            if outcome.part is not None:
+                records.add_part(outcome.file.name, outcome.part, outcome.formats)
+                continue
+            if outcome.pictures:
+                records.add(outcome.file.name, outcome.pictures, outcome.formats)
+            summary.count(outcome)
+            if progress is not None:
+                progress(Step(summary.finished + summary.skipped, len(files), outcome.file.file))
+
+
+@contextmanager
+def _interrupts_noted(summary: SegmentSummary) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C, SIGTERM or SIGHUP set an event, and the second one do what it did before."""
+    is_interrupted = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        summary.signal_number = number
+        is_interrupted.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():  # only there handlers may be set
+        names = ("SIGINT", "SIGTERM", "SIGHUP")
+        found = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+        # A job in the background ignores Ctrl-C, one that is to outlive its terminal SIGHUP.
+        before |= {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+        for number in before:
+            signal.signal(number, note)
+    try:
+        yield is_interrupted
+    finally:
+        restore()
+
+
+def _check(options: SegmentOptions) -> None:
+    if unknown := [name for name in options.formats if name not in FORMATS]:
+        raise ConfigError(f"unknown format {', '.join(unknown)}; known are {', '.join(FORMATS)}")
+    if options.batch_size < 1 or options.device not in DEVICES:
+        got = f"batch_size={options.batch_size}, device={options.device!r}"
+        raise ConfigError(f"got {got}; expected a positive batch size, and one of {', '.join(DEVICES)}")
+    if options.engine not in ENGINES:
+        raise ConfigError(f"unknown engine {options.engine!r}; known are {', '.join(ENGINES)}")
+    if options.address is not None and options.engine != "ray":
+        raise ConfigError("the address is that of a Ray cluster; give --engine ray as well")
+    if options.engine == "local":
+        refuse_missing_device(options.device)
+    is_dicom = any(FORMATS[name].sources == ("DICOM",) for name in options.formats)
+    if is_dicom and importlib.util.find_spec("highdicom") is None:
+        raise MissingExtraError("highdicom", "dicom")
+    if options.stores and not is_dicom:
+        raise ConfigError("storing back sends DICOM results; ask for the formats dicom-seg or dicom-sr as well")
+
+
+def _is_result_folder() -> Callable[[Path], bool]:
+    """Whether a folder holds results of an earlier run."""
+    names = {form.folder for form in FORMATS.values()}
+    is_output = cache(lambda folder: read_run(folder) is not None)
+    return lambda folder: folder.name in names and is_output(folder.parent)
+
+
+@contextmanager
+def _room_in(output: Path) -> Iterator[None]:
+    """Say plainly that the output folder takes nothing more."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise cannot_write(output, what) from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{output / JOURNAL} cannot be used ({error}). If it is damaged, delete it: then all images are done again"
+        ) from error
+
+
+def _cluster(options: SegmentOptions) -> AbstractContextManager[None]:
+    return connected(options.address) if options.engine == "ray" else nullcontext()
+
+
+def _stages(model: Model, options: SegmentOptions, output: Path, salt: str | None) -> Stages:
+    labels = model.labels._replace(deidentified_with=salt)
+    reading = Reading(options.slice_axis, options.window)
+    return Stages(model, output, options.formats, options.batch_size, reading, labels, options.stores)
+
+
+def _stages_of_cluster(
+    options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
+) -> RayStages:
+    """Stages of workers whose folder is another, and which have a GPU only if they are given one."""
+    device = "cuda" if options.device == "cuda" else "cpu"
+    elsewhere = replace(
+        options,
+        bundle=options.bundle if options.bundle in shipped_bundles() else str(Path(options.bundle).absolute()),
+        adapter=options.adapter and Path(options.adapter).absolute(),
+        base_weights=options.base_weights and Path(options.base_weights).absolute(),
+        detector=_known_or_absolute(options.detector),
+        device=device,
+    )
+    output = output.absolute()
+    return RayStages(partial(_stages_elsewhere, elsewhere, output, fingerprint, salt), output, torch.device(device))
+
+
+def _stages_elsewhere(
+    options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
+) -> Stages:
+    model = _model(options)
+    if (found := _fingerprint(model, options)) != fingerprint:
+        differing = ", ".join(name for name in fingerprint if found.get(name) != fingerprint[name])
+        raise ConfigError(
+            f"the worker on {platform.node()} would segment with another {differing}; install the same version of "
+            "amsam-med and the same weights on all nodes"
+        )
+    return _stages(model, options, output, salt)
+
+
+def _known_or_absolute(detector: FilePath | None) -> str | None:
+    if detector is None or detector == "none" or str(detector) in weights.known():
+        return None if detector is None else str(detector)
+    return str(Path(detector).absolute())
+
+
+def _model(options: SegmentOptions, is_driver: bool = False) -> Model:
+    """The model, of which nothing is built yet; a driver, which does not compute, needs no GPU."""
+    device = "cpu" if is_driver else options.device
+    chosen = model_overrides(options.adapter, options.base_weights, options.detector, device, options.test_views)
+    return Model(open_bundle(options.bundle, "inference", {**chosen, **options.overrides}))
+
+
+def _fingerprint(model: Model, options: SegmentOptions) -> dict[str, Any]:
+    """What a result depends on besides its image."""
+    reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
+    return {**model.fingerprint, **reading}
+
+
+def _settings(
+    inputs: Sequence[FilePath],
+    output: Path,
+    options: SegmentOptions,
+    device: torch.device,
+    shown: Callable[[str], str],
+) -> RunSettings:
+    words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", str(options.bundle)]
+    words += ["--adapter", str(options.adapter)] if options.adapter else []
+    words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
+    words += ["--detector", str(options.detector)] if options.detector else []
+    words += ["--format", ",".join(options.formats) or "csv", "--device", options.device]
+    words += ["--slice-axis", str(options.slice_axis)] if options.slice_axis != "auto" else []
+    words += ["--window", *map(str, options.window)] if options.window else []
+    words += ["--test-views", options.test_views] if options.test_views else []
+    words += ["--batch-size", str(options.batch_size)]
+    words += ["--engine", options.engine] if options.engine != "local" else []
+    words += ["--address", options.address] if options.address else []
+    switches = {
+        "--overwrite": options.overwrite,
+        "--no-report": not options.has_report,
+        "--keep-identifiers": options.keeps_identifiers,
+        "--deidentify": options.deidentifies,
+        "--store": options.stores,
+    }
+    words += [name for name, is_on in switches.items() if is_on]
+    words = [_as_utf8(shown(word)) for word in words]
+    bundle = _as_utf8(shown(str(options.bundle)))
+    return RunSettings(shlex.join(words), bundle, options.formats, options.batch_size, str(device))
+
+
+def _as_utf8(word: str) -> str:
+    """A word without bytes that are no text, which are escaped where there are any."""
+    return visible(word) if any("\ud800" <= character <= "\udfff" for character in word) else word
+
+
+def _outcome(summary: SegmentSummary) -> RunOutcome:
+    counts = {name: getattr(summary, name) for name in _COUNTS}
+    return RunOutcome(counts, round(summary.seconds, 2), round(summary.images_per_second, 2))
+
+
+def _write_report(records: Records, settings: RunSettings) -> None:
+    fingerprint = records.fingerprint
+    facts = {
+        "Bundle": settings.bundle,
+        "Command": settings.command,
+        "Weights": ", ".join(f"{role} {digest[:12]}" for role, digest in fingerprint["weights"].items() if digest),
+        "Version": f"AM-SAM Med {__version__}",
+        "Started": records.started,
+        "State": records.state,
+    }
+    cards = (Card(cells, thumbnail) for cells, thumbnail in records.pictures())
+    write_report(records.folder / REPORT, "Segmented images", facts, cards)
