@@ -31,6 +31,7 @@ class Domain:
         examples: What its adapter, and a rival that learns from scratch, are trained on.
         validation: What is selected by; where there is none, a part of the examples is held out.
         also_learned: What detector and base have learned from besides.
+        merged: Folders whose masks tell parts of a thing apart, which together are one object.
         adapter_settings: Entries of ``train.yaml`` for its adapter, which learns from all examples.
         is_on_skin: Its card also counts by skin tone and contrast.
     """
@@ -43,6 +44,7 @@ class Domain:
     examples: tuple[DataPart, ...]
     validation: DataPart | None = None
     also_learned: tuple[DataPart, ...] = ()
+    merged: frozenset[str] = frozenset()
     adapter_settings: Mapping[str, object] = field(default_factory=dict)
     is_on_skin: bool = False
 
@@ -72,6 +74,7 @@ DOMAINS = (
         detector="person-detector",
         titles={"human_vikram": "Human (Vikram)", "tiktok": "TikTok body"},
         examples=(("human_vikram", "train"), ("pretrain/ccp", None)),
+        merged=frozenset({"pretrain/ccp"}),  # garments
         adapter_settings={"views": "mirror", "lower_rate": 2e-4, "upper_rate": 2e-4},
     ),
 )

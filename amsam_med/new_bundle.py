@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from amsam_med import weights
 from amsam_med.bundle import CONFIG_FILES
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.opened_model import ANY_OBJECT
 from amsam_med.schema import Name
@@ -55,7 +56,7 @@ class Task:
     detector: str | None = None
 
 
-def new_bundle(folder: Path, task: Task, source: str | Path = "amsam_isic") -> Path:
+def new_bundle(folder: Path, task: Task, source: str | Path = DEFAULT_BUNDLE) -> Path:
     """Write a bundle that trains at once; it holds no model of its own, and shares the source's base.
 
     Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from os import PathLike
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -308,7 +307,6 @@ class Described(NamedTuple):
         return [on, *map(str, value)] if isinstance(value, tuple) else [on, str(value)]
 
 
-@cache
 def described(options: type) -> tuple[Described, ...]:
     """The fields of a class of options that the command line has, in the order of its help."""
     hints = get_type_hints(options, include_extras=True)

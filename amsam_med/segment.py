@@ -304,7 +304,7 @@ def _stages_of_cluster(
     options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> RayStages:
     """Stages of workers whose folder is another, and which have a GPU only if they are given one."""
-    device = "cuda" if options.device == "cuda" else "cpu"
+    device: DeviceName = "cuda" if options.device == "cuda" else "cpu"
     elsewhere = replace(
         options,
         bundle=_known_or_absolute(options.bundle, shipped_bundles()),

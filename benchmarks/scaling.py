@@ -30,6 +30,7 @@ import click
 import torch
 from PIL import Image
 
+from amsam_med.choices import EngineName
 from amsam_med.data.datalists import list_images
 from amsam_med.data.writers import FORMATS
 from amsam_med.measure import Measurements
@@ -80,8 +81,8 @@ def main(bundle: str, data: Path | None, count: int, files: int, archive: int, s
 
 def _engines(bundle: str, images: list[Path], folder: Path) -> dict[str, float]:
     """CPU seconds an image by engine."""
-    engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
-    costs = {}
+    engines: tuple[EngineName, ...] = ("local", "ray") if importlib.util.find_spec("ray") else ("local",)
+    costs: dict[str, float] = {}
     for engine in engines:
         options = SegmentOptions(bundle, formats=PICTURE_FORMATS, device="cpu", engine=engine)
         costs[engine] = _cost(images, folder / engine, options)

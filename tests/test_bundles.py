@@ -20,6 +20,7 @@ from amsam_med import weights
 from amsam_med.bundle import config_files, default_bundle, locate_bundle, model_overrides, open_bundle, shipped_bundles
 from amsam_med.checkpoint import save_adapter
 from amsam_med.detect.yolo import YoloDetector, save_detector
+from amsam_med.domains import DOMAINS
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from amsam_med.trust import bundle_digest, trust
@@ -34,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 
-BUNDLES = ("amsam_isic", "amsam_body")
+BUNDLES = tuple(domain.bundle for domain in DOMAINS)
 SCHEMA = "meta_schema_20240725.json"
 
 

@@ -9,6 +9,7 @@ import click
 
 from amsam_med.choices import ViewKind
 from amsam_med.cli import options
+from amsam_med.domains import DEFAULT_BUNDLE
 
 
 @click.group()
@@ -23,7 +24,7 @@ def bundle() -> None:
 @bundle.command(no_args_is_help=True)
 @click.argument("folder", metavar="NAME", type=click.Path(path_type=Path))
 @click.option(
-    "--from", "source", metavar="NAME|PATH", default="amsam_isic", show_default=True, help="The bundle to begin with."
+    "--from", "source", metavar="NAME|PATH", default=DEFAULT_BUNDLE, show_default=True, help="The bundle to begin with."
 )
 @options.trust_bundle
 @click.option("--class-name", default="object", show_default=True, help="What is outlined, as in 'foot ulcer'.")
