@@ -33,6 +33,7 @@ from PIL import Image
 from amsam_med.choices import EngineName
 from amsam_med.data.datalists import list_images
 from amsam_med.data.writers import FORMATS
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.measure import Measurements
 from amsam_med.records import FILE_COLUMNS, JOURNAL, RESULTS, Picture, Records, Row
 from amsam_med.segment import REPORT, SegmentOptions, Step, segment
@@ -46,7 +47,7 @@ PICTURE_FORMATS = ("png", "overlay", "contour", "nifti")
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bundle", default="amsam_isic", help="Name or folder.")
+@click.option("--bundle", default=DEFAULT_BUNDLE, help="Name or folder.")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"
 )

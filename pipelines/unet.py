@@ -40,7 +40,7 @@ from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
 from pipelines.reporting import percent, table, write_block
 from pipelines.restart import RestartableRun
-from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, augment, draw_overlays, lay_over, load_source
+from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, Source, augment, draw_overlays, lay_over, load_source
 
 FILTERS = (32, 64, 128, 192, 256)
 BATCH_SIZE = 8
@@ -71,7 +71,7 @@ class Task(NamedTuple):
 
 def _task(domain: Domain) -> Task:
     known = {source.folder for source in SOURCES}
-    learned = [whole if (whole := "/".join(filter(None, part))) in known else part[0] for part in domain.examples]
+    learned = [part[0] if part[0] in known else "/".join(filter(None, part)) for part in domain.examples]
     validation = None if domain.validation is None else "/".join(filter(None, domain.validation))
     return Task(domain.data_set, dict.fromkeys(learned, 1 / len(learned)), validation, domain.bundle)
 
@@ -106,6 +106,7 @@ def load_images(data: Path, task: Task) -> Images:
         FileNotFoundError: A folder or a mask is missing.
     """
     sources = {source.folder: source for source in SOURCES}
+    sources = {folder: sources.get(folder, Source(folder)) for folder in task.shares}
     train = {folder: load_source(data, sources[folder]) for folder in task.shares}
     limits = {folder: (sources[folder].turn, sources[folder].closest) for folder in train}
     if task.validation is not None:
