@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
@@ -22,13 +21,16 @@ from monai.transforms.compose import Compose
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector
+from amsam_med.bundle_settings import as_configured, paper_settings
 from amsam_med.checkpoint import load_adapter, load_model, read_adapter
 from amsam_med.choices import DETECTORLESS
 from amsam_med.data.readers import FilePath
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.infer import PromptInferer
 from amsam_med.machine import causes, is_out_of_memory
 from amsam_med.model import AmSam
+from amsam_med.options import Described, TrainOptions, described
 from amsam_med.trust import bundle_digest, refuse_untrusted
 from amsam_med.views import ViewKind
 from amsam_med.weights import locate_bundle, shipped_bundles
@@ -245,7 +247,7 @@ def default_bundle(adapter: FilePath | None = None) -> str:
     """
     trained_with = None if adapter is None else read_adapter(Path(adapter))[1].get("bundle")
     if trained_with is None:
-        return "amsam_isic"
+        return DEFAULT_BUNDLE
     if trained_with not in shipped_bundles():
         name = adapter and Path(adapter).name
         raise WeightsError(
@@ -362,35 +364,54 @@ def model_overrides(
     return overrides
 
 
-def training_overrides(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides of a train workflow for what a user has chosen.
+def training_overrides(options: TrainOptions) -> dict[str, Any]:
+    """Overrides of a train workflow for what a user has chosen: what nobody chose is left to the bundle.
 
-    Args:
-        chosen: Entries of ``train.yaml`` by name. Three more are known by the names that they have elsewhere:
-            ``detector`` (name or file), ``base_weights`` (file), and ``device`` as a word. A network of prompt
-            ``"own"`` or ``"none"`` is trained without the detector.
+    A network of prompt ``"own"`` or ``"none"`` is trained without the detector.
 
     Raises:
-        ConfigError: There is to be no detector for a network that looks at boxes.
+        ConfigError: There is to be no detector for a network that looks at boxes, or an option contradicts ``paper``.
+        DataError: There is no such bundle, or its configuration cannot be read.
         WeightsError: The detector is missing or damaged.
     """
-    overrides = {name: str(value) if isinstance(value, PathLike) else value for name, value in chosen.items()}
-    detector, base_weights = overrides.pop("detector", None), overrides.pop("base_weights", None)
-    device = overrides.pop("device", "auto")
-    if base_weights is not None:
-        overrides["base_file"] = base_weights
-    if device != "auto":
-        overrides["device"] = torch.device(device)
-    if overrides.get("prompt") in DETECTORLESS:
-        overrides["detector_file"] = None
-    elif detector == "none":
-        raise ConfigError(
-            "got detector='none' for a network that looks at boxes: it would be trained with boxes that it has not "
-            "when it segments; give prompt='own' or 'none' as well, or a detector of your own"
-        )
-    elif detector is not None:
-        overrides["detector_file"] = str(weights.find(detector))
+    of_bundle = [one for one in described(type(options)) if one.option.kind == "entry"]
+    entries = {one.name: value for one in of_bundle if (value := getattr(options, one.name)) is not None}
+    if options.paper:
+        settings = paper_settings(options.bundle)
+        _refuse_contradictions({one.name: one for one in of_bundle}, entries, settings)
+        entries |= settings
+    if entries.get("shots") == "all":
+        entries["shots"] = None
+    for name, path in (("cache_dir", options.cache_dir), ("base_file", options.base_weights)):
+        if path is not None:
+            entries[name] = str(path)
+    if options.device != "auto":
+        entries["device"] = torch.device(options.device)
+    overrides = {**options.overrides, **entries}
+    if "detector_file" not in overrides:
+        overrides |= _detector_of_training(options, overrides.get("prompt"))
     return overrides
+
+
+def _detector_of_training(options: TrainOptions, prompt: Any) -> dict[str, Any]:
+    """The detector as an override, if it is another one than the bundle's; none for a network that sees no box."""
+    configured = as_configured(options.bundle, "train.yaml")
+    prompt = prompt or configured.get("prompt")
+    if prompt in DETECTORLESS:
+        return {"detector_file": None}
+    if options.detector == "none" or (options.detector is None and configured.get("detector_file", "") is None):
+        raise ConfigError(
+            f"--prompt {prompt} needs a detector: without one, training would see boxes that `amsam segment` has not; "
+            "use --prompt own or none (from Python prompt='own'), or a detector of your own (amsam detector train)"
+        )
+    return {} if options.detector is None else {"detector_file": str(weights.find(str(options.detector)))}
+
+
+def _refuse_contradictions(known: Mapping[str, Described], given: Mapping[str, Any], paper: Mapping[str, Any]) -> None:
+    """Refuse options given beside ``paper`` that say something else."""
+    if names := [name for name in paper if name in given and given[name] != paper[name]]:
+        got, means = (", ".join(" ".join(known[name].words(one[name])) for name in names) for one in (given, paper))
+        raise ConfigError(f"--paper means {means}; got {got}. Leave out these options, or --paper")
 
 
 def _adapter_overrides(adapter: Path, base_weights: FilePath | None) -> dict[str, Any]:
@@ -412,17 +433,20 @@ def _adapter_overrides(adapter: Path, base_weights: FilePath | None) -> dict[str
 def _refuse_other_bundle(adapter: str, record: Mapping[str, Any], root: Path) -> None:
     """An adapter goes with the bundle that it was trained with: of a shipped one the name, of another its content."""
     trained_with = record.get("bundle")
+    if trained_with is None or (_is_shipped(root) and trained_with == root.name):
+        return
     if trained_with in shipped_bundles() and trained_with != root.name:
         raise WeightsError(
             f"{adapter} was trained with bundle {trained_with}, not with {root.name}; leave out --bundle, or give "
             f"--bundle {trained_with}"
         )
-    if _is_shipped(root) or record.get("bundle_sha256") in (None, digest := bundle_digest(root)):
+    expected, digest = record.get("bundle_sha256"), bundle_digest(root)
+    if expected == digest or (expected is None and trained_with == root.name):
         return
+    configured = "" if expected is None else f" of configuration {expected[:16]}..."
     raise WeightsError(
-        f"{adapter} was trained with bundle {trained_with!r} of configuration "
-        f"{record['bundle_sha256'][:16]}..., not with {root.name} as it is now ({digest[:16]}...); give the bundle "
-        "that it was trained with, or train it again"
+        f"{adapter} was trained with bundle {trained_with!r}{configured}, not with {root.name} as it is now "
+        f"({digest[:16]}...); give the folder of the bundle that it was trained with as --bundle, or train it again"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.errors import DataError
 
 
@@ -40,7 +41,7 @@ def as_configured(bundle: str, name: str) -> dict[str, Any]:
     }
 
 
-def paper_settings(bundle: str = "amsam_isic") -> dict[str, Any]:
+def paper_settings(bundle: str = DEFAULT_BUNDLE) -> dict[str, Any]:
     """What ``amsam train --paper`` sets: entries of ``train.yaml`` by name.
 
     Raises:

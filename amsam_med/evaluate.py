@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ from amsam_med.keys import Keys
 from amsam_med.learn.loss import resize_label
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
+from amsam_med.options import EvaluateOptions as EvaluateOptions
 from amsam_med.plots import draw_scores
 from amsam_med.verbs import make_callable, with_chosen
-from amsam_med.views import ViewKind
 
 SCORES_TABLE = "scores.csv"
 SCORES_SUMMARY = "scores.json"
@@ -265,31 +265,6 @@ class ScoreHandler:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """What ``amsam evaluate`` lets a user choose.
-
-    Attributes:
-        bundle: Name or folder of the bundle whose ``evaluate`` workflow is run.
-        adapter: An adapter to use instead of the bundle's own model.
-        base_weights: The base on which the adapter was trained; by default the one it names.
-        part: The part of the data set; by default ``"test"`` where the data set has parts.
-        detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
-        overrides: Further entries of the configuration, by id.
-    """
-
-    bundle: str = "amsam_isic"
-    adapter: FilePath | None = None
-    base_weights: FilePath | None = None
-    part: str | None = None
-    detector: FilePath | None = None
-    device: str = "auto"
-    test_views: ViewKind | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
     """The outcome of an evaluation.
 
@@ -318,7 +293,7 @@ def evaluate(
     Args:
         data: A folder that ``data.datalists.open_datalist`` knows.
         output: Folder for ``scores.csv``, ``scores.json`` and ``scores.png``; files of an earlier run are replaced.
-        options: See :class:`EvaluateOptions`; by default with the bundle that the adapter was trained with.
+        options: See :class:`amsam_med.options.EvaluateOptions`.
         progress: Called after each image.
         **chosen: Fields of :class:`EvaluateOptions` by name, in place of those of ``options``.
 
@@ -328,8 +303,6 @@ def evaluate(
         DataError: The data cannot be used, or the output cannot be written to.
         WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
     """
-    if options is None and "bundle" not in chosen:
-        chosen["bundle"] = default_bundle(chosen.get("adapter"))
     options = with_chosen(options or EvaluateOptions(), chosen)
     data, output = Path(data), Path(output)
     with limits_named(output, _LESS_MEMORY), held(output / LOCK, f"the scores in {output}"):
@@ -339,7 +312,9 @@ def evaluate(
 
 
 def _evaluate(data: Path, output: Path, options: EvaluateOptions, progress: Progress | None) -> EvaluateResult:
-    workflow = EvaluateWorkflow(open_bundle(options.bundle, "evaluate", _overrides(data, output, options)))
+    workflow = EvaluateWorkflow(
+        open_bundle(options.bundle or default_bundle(options.adapter), "evaluate", _overrides(data, output, options))
+    )
     refuse_output_among(workflow.data, output)
     workflow.initialize()
     scores: ScoreHandler = workflow.scores

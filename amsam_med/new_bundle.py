@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from amsam_med import weights
 from amsam_med.bundle import CONFIG_FILES
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.opened_model import ANY_OBJECT
 from amsam_med.schema import Name
@@ -45,8 +46,8 @@ class Task:
         description: One sentence; made of ``class_name`` where it is empty.
         views: Which views of an image augment training; None for the source's. Things that are never upside down, as
             people, want ``"mirror"``.
-        detector: Name or file of the detector that finds the boxes. None makes a bundle that works without boxes
-            (``prompt: none``), in training as in use.
+        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network finds
+            the box itself (``prompt: own``).
     """
 
     class_name: str = "object"
@@ -55,7 +56,7 @@ class Task:
     detector: str | None = None
 
 
-def new_bundle(folder: Path, task: Task, source: str | Path = "amsam_isic") -> Path:
+def new_bundle(folder: Path, task: Task, source: str | Path = DEFAULT_BUNDLE) -> Path:
     """Write a bundle that trains at once; it holds no model of its own, and shares the source's base.
 
     Args:
@@ -150,7 +151,7 @@ def _write(folder: Path, name: str, task: Task, root: Path, detector: Path | Non
 def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
     """What differs from the source, by file and entry, in YAML."""
     # Without a detector, training would see the labels' boxes, which nobody has when the adapter is used.
-    prompt, detector = ("none", "null") if task.detector is None else ("box", _OWN_DETECTOR)
+    prompt, detector = ("own", "null") if task.detector is None else ("box", _OWN_DETECTOR)
     views = {} if task.views is None else {"views": task.views}
     return {
         "train.yaml": {"prompt": prompt, "detector_file": detector, **views},
@@ -225,7 +226,7 @@ def _licences(of_source: Path, name: str, source: str) -> str:
 
 def _readme(name: str, metadata: Mapping[str, Any], source: str, detector: Path | None) -> str:
     boxes = (
-        "It has no detector: the network works without boxes (`prompt: none`), in training as in use."
+        "It has no detector: the network finds the box itself, as that of its first mask (`prompt: own`)."
         if detector is None
         else f"Its boxes come from `{_DETECTOR}`."
     )

@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from amsam_med.learn.resume import read_checkpoint
 from amsam_med.locks import held, sweep_unfinished
 from amsam_med.machine import limits_named
 from amsam_med.model import AmSam
+from amsam_med.options import TrainOptions as TrainOptions
 from amsam_med.plots import PanelRow, draw_curves, draw_panel
 from amsam_med.schema import Name, Record, read_record
 from amsam_med.tensors import refuse_non_finite
@@ -275,23 +276,6 @@ class RunRecorder:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What ``amsam train`` lets a user choose.
-
-    Attributes:
-        bundle: The bundle whose training configuration is run.
-        overrides: Entries of that configuration, by id.
-        resume: Continue an interrupted run in the same folder.
-        panel_images: D2 images shown in the panel.
-    """
-
-    bundle: str = "amsam_isic"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    resume: bool = False
-    panel_images: int = 4
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """The outcome of a run.
 
@@ -325,15 +309,16 @@ def train(
     Args:
         data: A folder that ``data.datalists.open_datalist`` knows.
         folder: The run folder; made where it is missing.
-        options: See :class:`TrainOptions`.
+        options: See :class:`amsam_med.options.TrainOptions`.
         encode_progress: Called with (encoded, all) while images are encoded, for each half in turn.
         epoch_progress: Called after each epoch.
-        **chosen: Fields of :class:`TrainOptions`, and entries of the bundle's training configuration, by name
-            (``shots=8``), in place of those of ``options``; see :func:`amsam_med.bundle.training_overrides`.
+        **chosen: Fields of :class:`TrainOptions`, and further entries of the bundle's training configuration, by name
+            (``shots=8``, ``lower_rate=5e-4``), in place of those of ``options``.
 
     Raises:
-        ConfigError: The folder holds a finished or an interrupted run and ``resume`` is not set; another process trains
-            in it; the training diverges; or there is too little memory.
+        ConfigError: There is to be no detector for a network that looks at boxes; the folder holds a finished or an
+            interrupted run and ``resume`` is not set; another process trains in it; the training diverges; or there is
+            too little memory.
         DataError: The data cannot be used, or the folder cannot be written to.
         WeightsError: Base or detector are not at hand, or the checkpoint of an interrupted run cannot be used.
     """
@@ -348,11 +333,11 @@ def train(
 
 
 def _with_chosen(options: TrainOptions, chosen: Mapping[str, Any]) -> TrainOptions:
-    own = {name: chosen[name] for name in ("bundle", "resume", "panel_images") if name in chosen}
+    own = {one.name: chosen[one.name] for one in fields(options) if one.name in chosen}
     own |= {"bundle": str(own["bundle"])} if "bundle" in own else {}  # it goes into run.json
-    entries = {name: value for name, value in chosen.items() if name not in (*own, "overrides")}
-    overrides = {**chosen.get("overrides", options.overrides), **training_overrides(entries)}
-    return replace(options, **own, overrides=overrides)
+    entries = {name: value for name, value in chosen.items() if name not in own}
+    entries = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in entries.items()}
+    return replace(options, **{**own, "overrides": {**own.get("overrides", options.overrides), **entries}})
 
 
 def _train(
@@ -363,11 +348,12 @@ def _train(
     epoch_progress: EpochProgress | None,
 ) -> TrainResult:
     start = time.monotonic()
+    asked = training_overrides(options)
     parser = open_bundle(
         options.bundle,
         "train",
         {
-            **options.overrides,
+            **asked,
             "dataset_dir": str(data),
             "output_dir": str(folder),
             "resume": options.resume,
@@ -390,7 +376,7 @@ def _train(
     result = TrainResult(folder, folder / ADAPTER, recorder.best_dice, recorder.best_epoch, seconds, trained)
     draw_curves(recorder.history, folder / CURVES)
     draw_panel(_panel_rows(recorder.levels[1][: options.panel_images], workflow), folder / PANEL)
-    write_json(folder / RUN, _summary(result, options, recorder, workflow))
+    write_json(folder / RUN, _summary(result, options.bundle, asked, recorder, workflow))
     return result
 
 
@@ -418,12 +404,12 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
 
 
 def _summary(
-    result: TrainResult, options: TrainOptions, recorder: RunRecorder, workflow: TrainWorkflow
+    result: TrainResult, bundle: str, asked: Mapping[str, Any], recorder: RunRecorder, workflow: TrainWorkflow
 ) -> dict[str, Any]:
     packages = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm")
     return {
-        "bundle": options.bundle,
-        "asked": {name: value if _is_plain(value) else str(value) for name, value in options.overrides.items()},
+        "bundle": bundle,
+        "asked": {name: value if _is_plain(value) else str(value) for name, value in asked.items()},
         "settings": {**recorder.network.settings, **recorder.settings},
         "examples": {"d1": len(recorder.levels[0]), "d2": len(recorder.levels[1])},
         "best_d2_dice": result.best_dice,

@@ -20,6 +20,7 @@ from pydantic import PositiveInt, RootModel
 
 from amsam_med import files
 from amsam_med.data.download import Progress, download
+from amsam_med.domains import DOMAINS
 from amsam_med.errors import DataError, WeightsError
 from amsam_med.folders import user_folder
 from amsam_med.schema import Name, Record, Sha256, read_record
@@ -105,10 +106,14 @@ def _sam(size: str, md5_prefix: str, sha256: str, length: int) -> Weights:
 _WEIGHTS = (
     Weights("tiny", "assets/tiny.safetensors", "compact promptable base network", _RESEARCH),
     Weights("tiny-general", "assets/tiny-general.safetensors", "the same, without dermoscopy: for studies", _RESEARCH),
-    Weights("amsam_isic", "bundles/amsam_isic/models/model.pt", "skin lesions in dermoscopy", _RESEARCH),
-    Weights("amsam_body", "bundles/amsam_body/models/model.pt", "people in photographs", _RESEARCH),
-    Weights("lesion-detector", "bundles/amsam_isic/models/detector.safetensors", "boxes of skin lesions", _YOLO),
-    Weights("person-detector", "bundles/amsam_body/models/detector.safetensors", "boxes of people", _YOLO),
+    *(
+        Weights(one.bundle, f"bundles/{one.bundle}/models/model.pt", f"{one.things} in {one.where}", _RESEARCH)
+        for one in DOMAINS
+    ),
+    *(
+        Weights(one.detector, f"bundles/{one.bundle}/models/detector.safetensors", f"boxes of {one.things}", _YOLO)
+        for one in DOMAINS
+    ),
     # The full MD5 of vit_b, for comparison with its file name: 01ec64d29a2fca3f0661936605ae66f8.
     _sam("b", "01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
     _sam("l", "0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607),

@@ -22,6 +22,7 @@ import torch
 
 from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import list_images
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.keys import Keys
 from amsam_med.segment import SegmentOptions, segment
 from amsam_med.synthetic import write_dermoscopy
@@ -31,7 +32,7 @@ LIMIT = 1.15
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bundle", default="amsam_isic", help="Name or folder.")
+@click.option("--bundle", default=DEFAULT_BUNDLE, help="Name or folder.")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"
 )

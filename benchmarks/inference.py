@@ -31,6 +31,7 @@ from torch.nn import functional
 from amsam_med.boxes import full_image_box
 from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import list_images
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam, build_amsam
@@ -79,7 +80,7 @@ class OtherEncoder(CompactImageEncoder):
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bundle", default="amsam_isic", help="Name or folder.")
+@click.option("--bundle", default=DEFAULT_BUNDLE, help="Name or folder.")
 @click.option("--test-views", type=click.Choice(list(VIEWS_OF_KIND)), default="none")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"

@@ -30,7 +30,9 @@ import click
 import torch
 from PIL import Image
 
+from amsam_med.choices import EngineName
 from amsam_med.data.datalists import list_images
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.measure import Measurements
 from amsam_med.segment import REPORT, SegmentOptions, Step, segment
 from amsam_med.segment.formats import FORMATS
@@ -45,7 +47,7 @@ PICTURE_FORMATS = ("png", "overlay", "contour", "nifti")
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--bundle", default="amsam_isic", help="Name or folder.")
+@click.option("--bundle", default=DEFAULT_BUNDLE, help="Name or folder.")
 @click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.  [default: AMSAM_DATA]"
 )
@@ -80,8 +82,8 @@ def main(bundle: str, data: Path | None, count: int, files: int, archive: int, s
 
 def _engines(bundle: str, images: list[Path], folder: Path) -> dict[str, float]:
     """CPU seconds an image by engine."""
-    engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
-    costs = {}
+    engines: tuple[EngineName, ...] = ("local", "ray") if importlib.util.find_spec("ray") else ("local",)
+    costs: dict[str, float] = {}
     for engine in engines:
         options = SegmentOptions(bundle, formats=PICTURE_FORMATS, device="cpu", engine=engine)
         costs[engine] = _cost(images, folder / engine, options)

@@ -11,50 +11,28 @@ learned from it errs too little. A run that is killed continues where it stopped
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import click
 
 from amsam_med import weights
-from amsam_med.data.datalists import Item, folder_datalist, human_vikram_datalist, isic2018_datalist
+from amsam_med.data.datalists import Item
 from amsam_med.detect.yolo import load_detector
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.train import HISTORY, TrainOptions, train
 from pipelines.detectors import as_one_person
+from pipelines.domains import open_part
+
+TASKS = {domain.bundle.removeprefix("amsam_"): domain for domain in DOMAINS}
 
 
-class Task(NamedTuple):
-    """What a bundle's adapter is trained with.
-
-    Attributes:
-        bundle: The bundle.
-        detector: Registered name of its detector.
-        examples: The labelled images, from the data folder; masks that must be made go into the run's folder.
-        settings: Entries of the training configuration.
-    """
-
-    bundle: str
-    detector: str
-    examples: Callable[[Path, Path], list[Item]]
-    settings: dict[str, Any]
-
-
-def lesions(data: Path, _run: Path) -> list[Item]:
-    """ISIC 2018's training part."""
-    return isic2018_datalist(data / "isic2018", "train")
-
-
-def people(data: Path, run: Path) -> list[Item]:
-    """Human (Vikram)'s training part, and clothing photos, whose garments together are a person."""
-    clothing = as_one_person(folder_datalist(data / "pretrain/ccp"), run / "masks")
-    return [*human_vikram_datalist(data / "human_vikram", "train"), *clothing]
-
-
-TASKS = {
-    "isic": Task("amsam_isic", "lesion-detector", lesions, {"views": "mirror", "lower_rate": 5e-4, "upper_rate": 2e-4}),
-    "body": Task("amsam_body", "person-detector", people, {"views": "mirror", "lower_rate": 2e-4, "upper_rate": 2e-4}),
-}
+def examples(domain: Domain, data: Path, run: Path) -> list[Item]:
+    """Its labelled images; masks that must be made go into the run's folder."""
+    found: list[Item] = []
+    for folder, part in domain.examples:
+        items = open_part(data, (folder, part))
+        found += as_one_person(items, run / "masks") if folder in domain.merged else items
+    return found
 
 
 @click.command(context_settings={"show_default": True})
@@ -67,12 +45,12 @@ def main(task: str, data: Path, output: Path, epochs: int, limit: int | None) ->
     """Train a bundle's adapter on all of its examples."""
     chosen = TASKS[task]
     overrides = {
-        "data": chosen.examples(data, output)[:limit],
+        "data": examples(chosen, data, output)[:limit],
         "shots": None,
         "epochs": epochs,
         "batch_size": 8,
         "box_jitter": load_detector(weights.find(chosen.detector)).edge_error,
-        **chosen.settings,
+        **chosen.adapter_settings,
     }
     result = train(
         data,

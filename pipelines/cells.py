@@ -29,21 +29,22 @@ from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import Expression, open_bundle
 from amsam_med.bundle_settings import paper_settings
-from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
+from amsam_med.data.datalists import Item, few_shot_draw
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
 from amsam_med.detect.yolo import load_detector
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.evaluate import dice_score
 from amsam_med.infer import PromptInferer, predict_prompted
 from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below
 from amsam_med.weights import locate_bundle
-from pipelines import fewshot
 from pipelines.baselines import BASELINES
 from pipelines.baselines.interface import BaselineNetwork, Recipe, Setting
 from pipelines.baselines.training import load_examples, train_baseline, trained_parameters
-from pipelines.fewshot import Task, few_shot_detector
+from pipelines.domains import MEASURED
+from pipelines.fewshot import few_shot_detector, open_lists, task_of
 from pipelines.store import Cell, Identity, Measured, Store
 
 AM_SAM = "am-sam"
@@ -51,7 +52,7 @@ AT_ONCE = 8
 """Test images that a network takes at once."""
 TIMED_IMAGES = 12
 PACKAGES = ("amsam-med", "torch", "monai", "timm", "torchvision", "ultralytics", "segment-anything")
-TASKS = {**fewshot.TASKS, "tiktok": Task("TikTok body", "amsam_body", "person", True, {})}
+TASKS = {data_set: task_of(data_set) for data_set in MEASURED}
 """The paper's three data sets; each is a folder of this name in the data folder."""
 
 DetectorKind = Literal["none", "k-shot", "shipped"]
@@ -388,13 +389,6 @@ def run_cell(bench: Bench, store: Store, job: Job, shots: int, seed: int) -> Cel
     return cell
 
 
-def open_lists(name: str, data: Path, part: Part) -> tuple[list[Item], list[Item]]:
-    """Items to draw examples from, and items to score on."""
-    if part == "val":
-        return fewshot.open_lists(name, data, part)
-    return open_datalist(data / name, "train"), open_datalist(data / name, part)
-
-
 def recipe_of(job: Job) -> Recipe | None:
     """How a baseline is trained; None for AM-SAM's own training, and for systems that are used as they are."""
     recipe = None if job.method == AM_SAM else BASELINES[job.method].recipe
@@ -412,7 +406,7 @@ def settings_of(job: Job) -> dict[str, Any]:
     if job.method != AM_SAM:
         recipe = recipe_of(job)
         return {} if recipe is None else asdict(recipe)
-    parser = open_bundle("amsam_isic", "train", _overrides(job))
+    parser = open_bundle(DEFAULT_BUNDLE, "train", _overrides(job))
     return {name: parser.as_written(name) for name in (*paper_settings(), "rank")} | dict(job.settings)
 
 

@@ -34,7 +34,9 @@ from amsam_med.data.transforms import preprocessing
 from amsam_med.detect.files import read_weights
 from amsam_med.detect.labels import hold_out
 from amsam_med.detect.yolo import DetectorScores, TrainingOptions, TrainingProgress, save_detector, train_detector
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.weights import sha256
+from pipelines.domains import class_name, is_upright, open_part
 from pipelines.reporting import table, write_block
 from pipelines.robustness import NO_LESION, VARIANTS, write_variant
 from pipelines.scenes import with_rest_of_person
@@ -62,12 +64,29 @@ class Split(NamedTuple):
     validation: list[Item]
 
 
+class Recipe(NamedTuple):
+    """How a detector is trained.
+
+    Attributes:
+        split: From the data folder, a folder for what must be made, and a seed.
+        epochs: How many.
+        mosaic: Share of training images composed of four.
+    """
+
+    split: Callable[[Path, Path, int], Split]
+    epochs: int = 8
+    mosaic: float = 0.0
+
+
+KINDS = {domain.detector.removesuffix("-detector"): domain for domain in DOMAINS}
+
+
 @click.command()
-@click.argument("kind", type=click.Choice(["lesion", "person"]))
+@click.argument("kind", type=click.Choice(list(KINDS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True)
 @click.option("--input-size", type=int, help="[default: that of --from, else 192]")
-@click.option("--epochs", type=int, help="0 only scores the weights of --from.  [default: 8 for lesion, 12 for person]")
+@click.option("--epochs", type=int, help="0 only scores the weights of --from.  [default: the recipe's]")
 @click.option("--from", "start", type=click.Path(path_type=Path, exists=True), help="Weights to begin with.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--document", type=click.Path(path_type=Path, exists=True), help="Where the scores go as a table.")
@@ -82,19 +101,20 @@ def main(
     document: Path | None,
 ) -> None:
     """Train a bundle's box detector and write its weights and scores."""
-    is_person = kind == "person"
+    domain = KINDS[kind]
+    recipe = RECIPES.get(domain.detector, Recipe(partial(plain_split, domain)))
     options = TrainingOptions(
-        class_name=kind,
-        epochs=(12 if is_person else 8) if epochs is None else epochs,
+        class_name=class_name(domain),
+        epochs=recipe.epochs if epochs is None else epochs,
         seed=seed,
-        is_upright=is_person,
-        mosaic=0.3 if is_person else 0.0,
+        is_upright=is_upright(domain),
+        mosaic=recipe.mosaic,
         start=start,
         min_confidence=MIN_CONFIDENCE,
     )
     input_size = input_size or (INPUT_SIZE if start is None else read_weights(start).input_size)
     with tempfile.TemporaryDirectory() as work:
-        split = person_split(data, Path(work), seed) if is_person else lesion_split(data, Path(work))
+        split = recipe.split(data, Path(work), seed)
         prepare = preprocessing(input_size, with_label=True, label_at="original")
         train, validation = (Dataset(items, prepare) for items in split)
         detector, scores = train_detector(train, validation, options, _print)
@@ -122,7 +142,13 @@ def render_scores(scores: DetectorScores) -> str:
     return table(list(cells), [list(cells.values())])
 
 
-def lesion_split(data: Path, work: Path) -> Split:
+def plain_split(domain: Domain, data: Path, _work: Path, _seed: int) -> Split:
+    """A domain's examples, and what it is selected by; every tenth of the examples where there is nothing."""
+    items = [item for part in (*domain.examples, *domain.also_learned) for item in open_part(data, part)]
+    return Split(*hold_out(items)) if domain.validation is None else Split(items, open_part(data, domain.validation))
+
+
+def lesion_split(data: Path, work: Path, seed: int) -> Split:
     """ISIC 2018's own parts, each with the squares of plain skin in it, which go into ``work``.
 
     HAM10000, whose outlines are looser, joins the training part at half its weight.
@@ -172,6 +198,10 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
         + portraits[1]
         + nobody[1],
     )
+
+
+RECIPES = {"lesion-detector": Recipe(lesion_split), "person-detector": Recipe(person_split, epochs=12, mosaic=0.3)}
+"""Of detectors that want more than :func:`plain_split`."""
 
 
 def paste_scenes(

@@ -32,9 +32,10 @@ from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
 from amsam_med.bundle import open_bundle
 from amsam_med.bundle_settings import paper_settings
-from amsam_med.data.datalists import Item, few_shot_draw, human_vikram_datalist, isic2018_datalist
+from amsam_med.data.datalists import Item, few_shot_draw
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.detect.yolo import TrainingOptions, load_detector, save_detector, train_detector
+from amsam_med.domains import DOMAINS
 from amsam_med.evaluate import dice_score
 from amsam_med.infer import predict_prompted
 from amsam_med.keys import Keys
@@ -43,6 +44,7 @@ from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from amsam_med.threads import set_threads
 from amsam_med.weights import locate_bundle
+from pipelines.domains import MEASURED, class_name, is_upright, open_part
 from pipelines.reporting import write_block
 
 INPUT_SIZE = 256
@@ -97,22 +99,20 @@ class Row(NamedTuple):
     changes: Mapping[str, Any]
 
 
-TASKS = {
-    "isic2018": Task(
-        "ISIC 2018",
-        "amsam_isic",
-        "lesion",
-        False,
-        {"BLO-SAM": (65.1, 62.3, 71.0), "AM-SAM": (66.3, 73.6, 71.9)},
-    ),
-    "human_vikram": Task(
-        "Human (Vikram)",
-        "amsam_body",
-        "person",
-        True,
-        {"BLO-SAM": (89.1, 91.3, 92.4), "AM-SAM": (90.4, 92.9, 93.3)},
-    ),
+PAPER: dict[str, Paper] = {
+    "isic2018": {"BLO-SAM": (65.1, 62.3, 71.0), "AM-SAM": (66.3, 73.6, 71.9)},
+    "human_vikram": {"BLO-SAM": (89.1, 91.3, 92.4), "AM-SAM": (90.4, 92.9, 93.3)},
 }
+
+
+def task_of(data_set: str) -> Task:
+    """The task of a data set that a domain is measured on."""
+    domain = MEASURED[data_set]
+    title, paper = domain.titles[data_set], PAPER.get(data_set, {})
+    return Task(title, domain.bundle, class_name(domain), is_upright(domain), paper)
+
+
+TASKS = {domain.data_set: task_of(domain.data_set) for domain in DOMAINS}
 NO_BOX: dict[str, Any] = {"prompt": "none", "detector_file": None}
 _HALVES: dict[str, Any] = {"adapts": "decoder", "halves": True, "calibration": "none"}
 _ALL: dict[str, Any] = {"adapts": "neck", "halves": False, "calibration": "none"}
@@ -219,16 +219,14 @@ def open_lists(name: str, data: Path, part: Part) -> tuple[list[Item], list[Item
         data: The data folder.
         part: ``"test"`` for the images that results are reported on, ``"val"`` for others.
     """
-    folder = data / name
-    if name == "isic2018":
-        scored = isic2018_datalist(folder, part)
-        if part == "val":
-            scored = few_shot_draw(scored, min(SELECTION_IMAGES, len(scored)), seed=0)
-        return isic2018_datalist(folder, "train"), scored
-    first = human_vikram_datalist(folder, "train")
-    if part == "val":
-        return first[:SELECTION_DRAW], first[SELECTION_DRAW:]
-    return first, human_vikram_datalist(folder, "test")
+    domain = MEASURED[name]
+    pool = open_part(data, (name, "train"))
+    if part == "test":
+        return pool, open_part(data, (name, "test"))
+    if domain.validation is None or domain.validation[0] != name:
+        return pool[:SELECTION_DRAW], pool[SELECTION_DRAW:]
+    scored = open_part(data, domain.validation)
+    return pool, few_shot_draw(scored, min(SELECTION_IMAGES, len(scored)), seed=0)
 
 
 def train_cell(bundle: str, items: Sequence[Item], folder: Path, settings: Mapping[str, Any]) -> Trained:

@@ -39,11 +39,13 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.outlines import draw_on_axes
 from amsam_med.data.readers import read_image, read_mask
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.evaluate import ImageScore, score_image, summarise
 from amsam_med.files import atomic_path
 from amsam_med.measure import measure as measurements
 from amsam_med.segment.journal import Cells
 from amsam_med.trust import register_bundles
+from pipelines.domains import base_of, class_name
 from pipelines.reporting import (
     Scored,
     box_of,
@@ -93,21 +95,18 @@ class Card(NamedTuple):
     is_on_skin: bool = False
 
 
-CARDS = {
-    "amsam_isic": Card(
-        "isic2018",
-        (("isic2018", "train"), ("isic2018", "val"), ("ham10000", None)),
-        ("amsam_isic", "lesion-detector", "tiny"),
-        "lesion",
-        is_on_skin=True,
-    ),
-    "amsam_body": Card(
-        "human_vikram",
-        (("human_vikram", "train"), ("pretrain/ccp", None)),
-        ("amsam_body", "person-detector", "tiny"),
-        "person",
-    ),
-}
+def _card(domain: Domain) -> Card:
+    selected_by = () if domain.validation is None else (domain.validation,)
+    return Card(
+        domain.data_set,
+        (*domain.examples, *selected_by, *domain.also_learned),
+        (domain.bundle, domain.detector, base_of(domain)),
+        class_name(domain),
+        domain.is_on_skin,
+    )
+
+
+CARDS = {domain.bundle: _card(domain) for domain in DOMAINS}
 
 
 class Case(NamedTuple):

@@ -12,7 +12,8 @@ pre-training held out, and the photos of COCO without people. The document gets 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from amsam_med.bundle import open_bundle
-from amsam_med.data.datalists import Item, isic2018_datalist
+from amsam_med.data.datalists import Item
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.files import atomic_path
 from amsam_med.keys import Keys
 from amsam_med.plots import BLUE, DOTS_PER_INCH
 from amsam_med.weights import sha256
 from pipelines.detectors import plain_skin, scenes_without_people
+from pipelines.domains import open_part
 from pipelines.reporting import table, write_block
 from pipelines.scenes import SOURCES, held_out
 
@@ -66,9 +69,10 @@ def choose(trust: Trust) -> float:
     return max(threshold for threshold in thresholds if trust.lost(threshold) <= allowed)
 
 
-def images_of_lesions(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
-    """Images with a lesion, and squares of plain skin cut from them, which are written to ``output``."""
-    items = isic2018_datalist(data / "isic2018", "val")
+def images_on_skin(domain: Domain, data: Path, output: Path) -> tuple[list[Path], list[Path]]:
+    """Images that it is selected by, and squares of plain skin cut from them, which are written to ``output``."""
+    assert domain.validation is not None, "what is on skin has images to be selected by"
+    items = open_part(data, domain.validation)
     skin = plain_skin(items, output / "plain-skin")
     return [Path(item["image"]) for item in items], [Path(item["image"]) for item in skin]
 
@@ -81,7 +85,11 @@ def images_of_people(data: Path, output: Path) -> tuple[list[Path], list[Path]]:
     return photos, coco
 
 
-IMAGES = {"amsam_isic": images_of_lesions, "amsam_body": images_of_people}
+IMAGES: dict[str, Callable[[Path, Path], tuple[list[Path], list[Path]]]] = {
+    **{domain.bundle: partial(images_on_skin, domain) for domain in DOMAINS if domain.is_on_skin},
+    "amsam_body": images_of_people,
+}
+"""Bundles with images of nothing; one of another domain wants a function of its own here."""
 
 
 def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:

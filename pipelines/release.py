@@ -21,6 +21,7 @@ import click
 
 from amsam_med import weights
 from amsam_med.checkpoint import load_adapter, read_adapter, save_model
+from amsam_med.domains import DOMAINS
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.build import COMPACT_BASES
 from amsam_med.trust import register_bundles
@@ -29,7 +30,7 @@ LARGEST = 25 * 1000**2
 """Bytes that a weight file in the repository may have."""
 BASE = "tiny"
 """Of both bundles."""
-DETECTORS = {"amsam_isic": "lesion-detector", "amsam_body": "person-detector"}
+DETECTORS = {domain.bundle: domain.detector for domain in DOMAINS}
 
 
 @click.group()

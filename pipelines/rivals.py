@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from amsam_med.bundle import open_bundle
-from amsam_med.data.datalists import isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.evaluate import dice_score
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
 from amsam_med.weights import sha256
+from pipelines.domains import open_part
 from pipelines.reporting import table, write_block
 from pipelines.scenes import SCENERY, SOURCES, Items, Source, held_out_items, load_source, one_of, paste
 
@@ -64,16 +65,17 @@ class Answers(NamedTuple):
         return float(np.where(self.lead > margin, self.without, self.with_box).mean())
 
 
-def photos_of_lesions(data: Path, size: int) -> Mapping[str, Callable[[], Iterator[Pair]]]:
-    """The images for selection of ISIC 2018."""
-    prepare = preprocessing(size, with_label=True, label_at="original")
+def photos_for_selection(domain: Domain, data: Path, size: int) -> Mapping[str, Callable[[], Iterator[Pair]]]:
+    """The images that a domain is selected by."""
+    assert domain.validation is not None, "a domain without them wants a function of its own in IMAGES"
+    prepare, items = preprocessing(size, with_label=True, label_at="original"), open_part(data, domain.validation)
 
     def pairs() -> Iterator[Pair]:
-        for item in isic2018_datalist(data / "isic2018", "val"):
+        for item in items:
             prepared = prepare(dict(item))
             yield prepared[Keys.IMAGE], prepared[Keys.LABEL][0]
 
-    return {"isic2018/val": pairs}
+    return {"/".join(filter(None, domain.validation)): pairs}
 
 
 def photos_of_people(data: Path, size: int) -> Mapping[str, Callable[[], Iterator[Pair]]]:
@@ -98,7 +100,10 @@ def photos_of_people(data: Path, size: int) -> Mapping[str, Callable[[], Iterato
     return {**of_photos, **{name: partial(scenes, count) for name, count in GROUPS.items()}}
 
 
-IMAGES = {"amsam_isic": photos_of_lesions, "amsam_body": photos_of_people}
+IMAGES: dict[str, Callable[[Path, int], Mapping[str, Callable[[], Iterator[Pair]]]]] = {
+    **{domain.bundle: partial(photos_for_selection, domain) for domain in DOMAINS if domain.validation is not None},
+    "amsam_body": photos_of_people,
+}
 
 
 def answer(pairs: Iterator[Pair], inferer: PromptInferer, network: AmSam) -> Answers:

@@ -33,6 +33,7 @@ from PIL import Image, ImageEnhance
 
 from amsam_med.data.datalists import Item, image_stem, open_datalist
 from amsam_med.data.readers import read_mask
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.files import atomic_path, write_json
 from amsam_med.synthetic.strokes import cover, wandering_strokes
 from pipelines.reporting import (
@@ -296,7 +297,7 @@ def _share_flagged(scores: Sequence[Scored]) -> str:
 @click.argument("verb", type=click.Choice(["run", "table"]), default="run")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Needed to run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
-@click.option("--bundle", default="amsam_isic", show_default=True)
+@click.option("--bundle", default=DEFAULT_BUNDLE, show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.  [default: all]")
 @click.option("--document", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=DOCUMENT)
 def main(verb: str, data: Path | None, output: Path, bundle: str, limit: int | None, document: Path) -> None:
@@ -309,7 +310,7 @@ def main(verb: str, data: Path | None, output: Path, bundle: str, limit: int | N
         raise click.UsageError("--data is needed to run; give the data folder")
     items = open_datalist(data / "isic2018", "test")[:limit]
     words = ["python pipelines/robustness.py --data DATA -o OUT"]
-    words += [f"--bundle {Path(bundle).name}"] if bundle != "amsam_isic" else []
+    words += [f"--bundle {Path(bundle).name}"] if bundle != DEFAULT_BUNDLE else []
     words += [f"--limit {limit}"] if limit is not None else []
     record = {"command": " ".join(words), "bundle": Path(bundle).name, "images": len(items)}
     output.mkdir(parents=True, exist_ok=True)

@@ -33,13 +33,14 @@ from amsam_med import weights
 from amsam_med.data.datalists import Item, open_datalist
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
+from amsam_med.domains import DOMAINS, Domain
 from amsam_med.evaluate import SCORES_TABLE, EvaluateOptions, ImageScore, evaluate, score_image, summarise
 from amsam_med.files import atomic_path, write_json
 from amsam_med.learn.loss import SegmentationLoss
 from pipelines.pretrain import STAGES, learning_rate
 from pipelines.reporting import percent, table, write_block
 from pipelines.restart import RestartableRun
-from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, augment, draw_overlays, lay_over, load_source
+from pipelines.scenes import OVERLAYS, SOURCES, Items, Scene, Source, augment, draw_overlays, lay_over, load_source
 
 FILTERS = (32, 64, 128, 192, 256)
 BATCH_SIZE = 8
@@ -68,10 +69,14 @@ class Task(NamedTuple):
     bundle: str
 
 
-TASKS = {
-    "isic2018": Task("isic2018", {"isic2018/train": 1.0}, "isic2018/val", "amsam_isic"),
-    "human_vikram": Task("human_vikram", {"human_vikram": 0.5, "pretrain/ccp": 0.5}, None, "amsam_body"),
-}
+def _task(domain: Domain) -> Task:
+    known = {source.folder for source in SOURCES}
+    learned = [part[0] if part[0] in known else "/".join(filter(None, part)) for part in domain.examples]
+    validation = None if domain.validation is None else "/".join(filter(None, domain.validation))
+    return Task(domain.data_set, dict.fromkeys(learned, 1 / len(learned)), validation, domain.bundle)
+
+
+TASKS = {domain.data_set: _task(domain) for domain in DOMAINS}
 
 
 class Images(NamedTuple):
@@ -101,6 +106,7 @@ def load_images(data: Path, task: Task) -> Images:
         FileNotFoundError: A folder or a mask is missing.
     """
     sources = {source.folder: source for source in SOURCES}
+    sources = {folder: sources.get(folder, Source(folder)) for folder in task.shares}
     train = {folder: load_source(data, sources[folder]) for folder in task.shares}
     limits = {folder: (sources[folder].turn, sources[folder].closest) for folder in train}
     if task.validation is not None:
@@ -247,7 +253,8 @@ def compare(data: Path, output: Path, task: Task, device: torch.device) -> str:
     network.load_state_dict(torch.load(output / "unet.pt", map_location="cpu", weights_only=True))
     folder = data / task.folder
     of_unet = score_unet(network.to(device), open_datalist(folder, "test"), device)
-    result = evaluate(folder, output / "bundle", EvaluateOptions(bundle=task.bundle, part="test", device=device.type))
+    options = EvaluateOptions(bundle=task.bundle, part="test", device="cuda" if device.type == "cuda" else "cpu")
+    result = evaluate(folder, output / "bundle", options)
     of_bundle = read_dice(output / "bundle" / SCORES_TABLE)
     differences = [of_bundle[entry.image] - entry.dice for entry in of_unet]
     name = Path(task.bundle).name

@@ -16,12 +16,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from amsam_med import weights
 from amsam_med.bundle import config_files, default_bundle, locate_bundle, model_overrides, open_bundle, shipped_bundles
 from amsam_med.checkpoint import save_adapter
 from amsam_med.detect.yolo import YoloDetector, save_detector
+from amsam_med.domains import DOMAINS
 from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
-from amsam_med.trust import trust
+from amsam_med.trust import bundle_digest, trust
 from amsam_med.weights import sha256
 from pipelines.model_card import card_metrics
 from tests.conftest import REPOSITORY
@@ -33,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 
-BUNDLES = ("amsam_isic", "amsam_body")
+BUNDLES = tuple(domain.bundle for domain in DOMAINS)
 SCHEMA = "meta_schema_20240725.json"
 
 
@@ -56,7 +58,7 @@ def _training_settings(data: Path, output: Path) -> dict[str, object]:
     return {"dataset_dir": str(data), "output_dir": str(output), "shots": 4, "epochs": 2, "views": "none"}
 
 
-def test_both_bundles_are_found_by_name():
+def test_all_bundles_are_found_by_name():
     assert shipped_bundles() == sorted(BUNDLES)
 
 
@@ -68,9 +70,13 @@ OF_THE_TASK = {"train.yaml": ["views"], "inference.yaml": ["rival_margin", "noth
     "name", ["train.yaml", "evaluate.yaml", "inference.yaml", "multi_gpu_train.yaml", "paper.yaml"]
 )
 def test_the_bundles_share_one_wiring(name: str):
-    isic, body = ((REPOSITORY / "bundles" / bundle / "configs" / name).read_text().splitlines() for bundle in BUNDLES)
-    pairs = zip(isic, body, strict=True)
-    assert [one.split(":")[0] for one, other in pairs if one != other] in ([], OF_THE_TASK.get(name))
+    first, *others = (
+        (REPOSITORY / "bundles" / bundle / "configs" / name).read_text().splitlines() for bundle in BUNDLES
+    )
+    assert others
+    for lines in others:
+        differing = [one.split(":")[0] for one, other in zip(first, lines, strict=True) if one != other]
+        assert set(differing) <= set(OF_THE_TASK.get(name, ()))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -240,6 +246,24 @@ def test_an_adapter_of_another_shipped_bundle_is_refused(tmp_path: Path):
     save_adapter(build_amsam("tiny", input_size=64), tmp_path / "a.safetensors", {"bundle": "amsam_body"})
     with pytest.raises(WeightsError, match=r"with bundle amsam_body, not with amsam_isic; leave out --bundle, or give"):
         open_bundle("amsam_isic", "inference", model_overrides(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("configured", [{}, {"bundle_sha256": "0" * 64}])
+def test_an_adapter_of_a_bundle_of_ones_own_is_refused_with_a_shipped_one(configured: dict[str, str], tmp_path: Path):
+    record = {"bundle": "foot_ulcers", **configured}
+    save_adapter(build_amsam("tiny", input_size=64), tmp_path / "a.safetensors", record)
+    with pytest.raises(
+        WeightsError,
+        match=r"with bundle 'foot_ulcers'.*, not with amsam_isic .*give the folder of .*--bundle",
+    ):
+        open_bundle("amsam_isic", "inference", model_overrides(tmp_path / "a.safetensors"))
+
+
+def test_an_adapter_may_be_used_with_the_same_configuration_under_another_name(tmp_path: Path):
+    root = REPOSITORY / "bundles" / "amsam_isic"
+    record = {"bundle": "copied", "bundle_sha256": bundle_digest(root)}
+    save_adapter(build_amsam("tiny", base_weights=weights.find("tiny")), tmp_path / "a.safetensors", record)
+    open_bundle("amsam_isic", "inference", model_overrides(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize("detector", ["other", "none"])

@@ -60,7 +60,7 @@ def test_every_choice_of_the_command_line_is_that_of_its_type() -> None:
     ]
     for command, name, words in offered:
         if (command, name) not in IN_ONE_PLACE:
-            assert sorted(words) == sorted(map(str, get_args(OF_OPTION[name]))), f"{command} {name}"
+            assert sorted(map(str, words)) == sorted(map(str, get_args(OF_OPTION[name]))), f"{command} {name}"
     assert {name for command, name, _ in offered if (command, name) not in IN_ONE_PLACE} == set(OF_OPTION)
 
 

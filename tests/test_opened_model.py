@@ -15,6 +15,7 @@ from amsam_med.bundle import training_overrides
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.opened_model import Clicks, Model
+from amsam_med.options import TrainOptions
 from amsam_med.trust import UntrustedBundleError
 
 
@@ -165,6 +166,6 @@ def test_a_run_with_an_own_bundle_is_one_call_after_another(
 
 
 def test_training_without_boxes_needs_a_network_without_them() -> None:
-    assert training_overrides({"prompt": "none", "shots": 4})["detector_file"] is None
-    with pytest.raises(ConfigError, match="give prompt='none' as well"):
-        training_overrides({"detector": "none"})
+    assert training_overrides(TrainOptions(prompt="none", shots=4))["detector_file"] is None
+    with pytest.raises(ConfigError, match=r"needs a detector.*from Python prompt='none'"):
+        training_overrides(TrainOptions(detector="none"))

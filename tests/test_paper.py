@@ -16,6 +16,7 @@ from amsam_med.boxes import box_from_mask
 from amsam_med.bundle import BundleParser, open_bundle
 from amsam_med.cli.options import as_configured
 from amsam_med.cli.train import paper_settings
+from amsam_med.domains import DOMAINS
 from amsam_med.model import build_amsam
 from amsam_med.model.lora import LoraLinear
 from amsam_med.model.prompt import PromptEncoder
@@ -38,7 +39,7 @@ def test_the_settings_are_the_papers() -> None:
     assert paper_settings() == printed
 
 
-@pytest.mark.parametrize("bundle", ["amsam_isic", "amsam_body"])
+@pytest.mark.parametrize("bundle", [domain.bundle for domain in DOMAINS])
 def test_what_our_training_takes_from_the_paper_is_as_printed(bundle: str) -> None:
     printed = {"rank": 4, "alpha": 0.7, "lambda_dice": 0.8, "weight_decay": 0.1, "batch_size": 1, "halves": True}
     printed |= {"calibration": "paper", "prompt": "box", "hypergradient": "first-order", "squared_pred": False}

@@ -10,6 +10,7 @@ import pytest
 
 from amsam_med import cli
 from amsam_med.bundle import open_bundle
+from amsam_med.domains import DOMAINS
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.trust import UntrustedBundleError, bundle_digest, is_trusted, trust, trust_file
 from amsam_med.weights import bundles_folder
@@ -31,7 +32,7 @@ def foreign(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("bundle", ["amsam_isic", "amsam_body"])
+@pytest.mark.parametrize("bundle", [domain.bundle for domain in DOMAINS])
 def test_the_shipped_bundles_are_on_record_as_they_are(bundle: str):
     assert is_trusted(bundles_folder() / bundle), "run: python pipelines/release.py bundles"
 

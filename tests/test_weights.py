@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from amsam_med import weights
+from amsam_med.domains import DOMAINS
 from amsam_med.errors import AmsamError, WeightsError
 from amsam_med.weights import State, Weights
 
@@ -77,7 +78,8 @@ def put(file: Path, content: bytes = CONTENT) -> Path:
 
 
 def test_the_registry_knows_these_names() -> None:
-    embedded = ["tiny", "tiny-general", "amsam_isic", "amsam_body", "lesion-detector", "person-detector"]
+    of_domains = [*(domain.bundle for domain in DOMAINS), *(domain.detector for domain in DOMAINS)]
+    embedded = ["tiny", "tiny-general", *of_domains]
     assert list(weights.known()) == [*embedded, "vit_b", "vit_l", "vit_h"]
     assert [name for name, entry in weights.known().items() if entry.is_embedded] == embedded
 

@@ -9,6 +9,7 @@ import click
 
 from amsam_med.choices import ViewKind
 from amsam_med.cli import options
+from amsam_med.domains import DEFAULT_BUNDLE
 
 
 @click.group()
@@ -23,7 +24,7 @@ def bundle() -> None:
 @bundle.command(no_args_is_help=True)
 @click.argument("folder", metavar="NAME", type=click.Path(path_type=Path))
 @click.option(
-    "--from", "source", metavar="NAME|PATH", default="amsam_isic", show_default=True, help="The bundle to begin with."
+    "--from", "source", metavar="NAME|PATH", default=DEFAULT_BUNDLE, show_default=True, help="The bundle to begin with."
 )
 @options.trust_bundle
 @click.option("--class-name", default="object", show_default=True, help="What is outlined, as in 'foot ulcer'.")
@@ -39,7 +40,7 @@ def bundle() -> None:
     metavar="NAME|FILE|none",
     default="none",
     show_default=True,
-    help="Finds the boxes; its file is copied. Without one the network works without boxes (--prompt none).",
+    help="Finds the boxes; its file is copied. Without one the network finds the box itself (--prompt own).",
 )
 def new(
     folder: Path,
@@ -78,6 +79,8 @@ def new(
     wanted = None if detector == "none" else detector
     task = Task(class_name, description, views, wanted)
     made = new_bundle(folder, task, options.trusted(source, trust_bundle))
-    boxes = "no detector: works without boxes (prompt none)" if wanted is None else "boxes of its own detector"
+    boxes = (
+        "no detector: the network finds the box itself (prompt own)" if wanted is None else "boxes of its own detector"
+    )
     click.echo(f"{made}: {class_name}, from {source}; {boxes}")
     click.echo(f"Train it with: amsam train --data DATA -o RUN --bundle {made}")

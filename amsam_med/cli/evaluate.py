@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from amsam_med.choices import Part, ViewKind
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
 from amsam_med.cli.progress import progress_bars
+from amsam_med.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from amsam_med.evaluate import EvaluateResult
@@ -19,28 +19,8 @@ if TYPE_CHECKING:
 @click.command(no_args_is_help=True)
 @options.labelled_data
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to fill.")
-@click.option("--part", type=click.Choice(get_args(Part)), help="Part of the set.  [default: test, if any]")
-@click.option(
-    "--bundle", metavar="NAME|PATH", help="The model to score.  [default: the adapter's bundle, else amsam_isic]"
-)
-@options.trust_bundle
-@options.adapter
-@options.adapters_base
-@options.detector
-@options.device
-@options.test_views
-def evaluate(
-    data: Path,
-    output: Path,
-    part: Part | None,
-    bundle: str | None,
-    trust_bundle: bool,
-    adapter: Path | None,
-    base_weights: Path | None,
-    detector: str | None,
-    device: str,
-    test_views: ViewKind | None,
-) -> None:
+@options.of(EvaluateOptions)
+def evaluate(data: Path, output: Path, trust_bundle: bool, **given: Any) -> None:
     """Score a model on labelled images, at the images' own size.
 
     No human prompt is used: the boxes are the detector's, as in `amsam segment`.
@@ -58,11 +38,10 @@ def evaluate(
       scores.png    the distribution of Dice
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import default_bundle
-    from amsam_med.evaluate import EvaluateOptions
     from amsam_med.evaluate import evaluate as run
 
-    model = (options.trusted(bundle or default_bundle(adapter), trust_bundle), adapter, base_weights)
-    chosen = EvaluateOptions(*model, part, detector, device, test_views)
+    bundle = options.trusted(given["bundle"] or default_bundle(given["adapter"]), trust_bundle)
+    chosen = EvaluateOptions(**{**given, "bundle": bundle})
     with progress_bars("scoring") as (scored,), tidy_end("What was scored is lost: begin again."):
         result = run(data, output, chosen, lambda done, total: scored(done, total, ""))
     _print(result)

@@ -1,42 +1,30 @@
-"""Options that several sub-commands share, so that they mean and say the same everywhere."""
+"""Options of the command line, made of the fields of :mod:`amsam_med.options`, and some that several commands share."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
-from click.core import ParameterSource
 
 from amsam_med.bundle_settings import as_configured as as_configured
-from amsam_med.choices import DeviceName, ViewKind
+from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.errors import DataError
+from amsam_med.options import Described, ModelOptions, Window, described
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _CONFIGURED = "amsam_med.cli.options.configured"
 """Where a click context keeps a bundle's values while it explains its options."""
-_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 labelled_data = click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
     help="Labelled images: a folder with images/ and masks/, ISIC 2018, Human (Vikram) or TikTok.",
-)
-adapter = click.option(
-    "--adapter", type=_file, help="An adapter that `amsam train` wrote, instead of the bundle's own model."
-)
-adapters_base = click.option(
-    "--base-weights", type=_file, help="The base that the adapter was trained on.  [default: the one it names]"
-)
-detector = click.option("--detector", metavar="NAME|FILE|none", help="Finds the boxes.  [default: the bundle's]")
-device = click.option("--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True)
-test_views = click.option(
-    "--test-views",
-    type=click.Choice(get_args(ViewKind)[::-1]),  # what costs the least first
-    help="Average over the image and its mirror image (twice the time), or all eight flips and turns (eight times).  "
-    "[default: the bundle's, which is none]",
 )
 
 
@@ -53,7 +41,7 @@ class BundleOption(click.Option):
             return None
         if _CONFIGURED not in ctx.meta:  # read once for all options
             with suppress(DataError):  # no such bundle; the verb itself says so
-                ctx.meta[_CONFIGURED] = as_configured(ctx.params.get("bundle") or "amsam_isic", "train.yaml")
+                ctx.meta[_CONFIGURED] = as_configured(ctx.params.get("bundle") or DEFAULT_BUNDLE, "train.yaml")
         value = ctx.meta.setdefault(_CONFIGURED, {}).get(self.name)
         default = "the bundle's" if value is None else self.shown(value)
         return record[0], f"{record[1]}  [default: {default}]"
@@ -65,21 +53,69 @@ class BundleOption(click.Option):
         return str(value)
 
 
-def typed(context: click.Context) -> dict[str, Any]:
-    """The parameters that the user gave, by name; without those that have their default."""
-    return {
-        name: value
-        for name, value in context.params.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-
-
 trust_bundle = click.option(
     "--trust-bundle",
     is_flag=True,
     help="Let the bundle's configuration run, now and from now on as long as it stays as it is: a bundle is code. "
     "Shipped bundles need no trust.",
 )
+
+
+def of(options: type, *names: str, **more: Mapping[str, Any]) -> Callable[[_Command], _Command]:
+    """The fields of a class of :mod:`amsam_med.options` as options of a command, which gets their values by name.
+
+    Where a bundle may be chosen, it may be trusted as well.
+
+    Args:
+        options: The class.
+        names: Which of its fields; all that the command line has by default.
+        **more: What click needs beyond what a field says, by the name of the field.
+    """
+    chosen = [one for one in described(options) if one.name in (names or [one.name])]
+
+    def decorate(command: _Command) -> _Command:
+        for one in reversed(chosen):
+            if one.name == "bundle":
+                command = trust_bundle(command)
+            command = _option(one, more.get(one.name, {}))(command)
+        return command
+
+    return decorate
+
+
+def _option(one: Described, more: Mapping[str, Any]) -> Callable[[_Command], _Command]:
+    means = one.option
+    is_entry = means.kind == "entry"
+    says: dict[str, Any] = {"type": _type(one), "help": means.help, "default": one.default}
+    if means.default and not is_entry:
+        says["help"] += f"  [default: {means.default}]"
+    else:
+        says["show_default"] = one.default not in (None, False)
+    if one.type is bool:
+        del says["type"]
+        says["is_flag"] = True
+    if means.metavar:
+        says["metavar"] = means.metavar
+    if is_entry:
+        says["cls"] = BundleOption
+    return click.option(one.flags, one.name, **{**says, **more})
+
+
+def _type(one: Described) -> Any:
+    means = one.option
+    if means.kind in ("file", "folder"):
+        is_file = means.kind == "file"
+        return click.Path(exists=is_file, dir_okay=not is_file, file_okay=is_file, path_type=Path)
+    if get_origin(one.type) is Literal:
+        return click.Choice(get_args(one.type))
+    if one.type is int:
+        return click.IntRange(means.least, means.most)
+    if one.type is float:
+        return click.FloatRange(means.least, means.most)
+    return get_args(one.type) if one.type is Window else str
+
+
+device = of(ModelOptions, "device")
 
 
 def trusted(bundle: str, is_trusted_now: bool) -> str:

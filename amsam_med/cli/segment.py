@@ -8,29 +8,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from amsam_med.choices import EngineName, FormatName, SliceAxis, ViewKind
+from amsam_med.choices import FormatName
 from amsam_med.cli import options
 from amsam_med.cli.endings import tidy_end
+from amsam_med.options import NO_PICTURES, SegmentOptions
 
 if TYPE_CHECKING:
     from amsam_med.segment import Progress, SegmentSummary, Step
 
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 """Of amsam_med.segment.formats.FORMATS, which --help need not load."""
-TABLE = "csv"
-"""The table is always written; the name is there for who wants nothing else."""
 
 
 def _format_names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
-    if unknown := [name for name in names if name not in (*FORMAT_NAMES, TABLE)]:
-        known = ", ".join((*FORMAT_NAMES, TABLE))
+    if unknown := [name for name in names if name not in (*FORMAT_NAMES, NO_PICTURES)]:
+        known = ", ".join((*FORMAT_NAMES, NO_PICTURES))
         raise click.BadParameter(f"unknown {', '.join(map(repr, unknown))}; known are {known}")
-    return tuple(name for name in names if name != TABLE)
+    return tuple(name for name in names if name != NO_PICTURES)
 
 
 def _existing(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,10 +47,6 @@ def _existing(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     return values
 
 
-def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
-    return value if value == "auto" else int(value)
-
-
 @click.command(no_args_is_help=True)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, callback=_existing)
 @click.option(
@@ -61,98 +56,12 @@ def _axis(ctx: click.Context, parameter: click.Parameter, value: str) -> str | i
     required=True,
     help="Folder for the results; made if missing.",
 )
-@click.option(
-    "--bundle",
-    metavar="NAME|PATH",
-    help="amsam_isic for skin lesions, amsam_body for people, or the folder of your own MONAI bundle.  "
-    "[default: the adapter's, else amsam_isic]",
-)
-@options.trust_bundle
-@options.adapter
-@options.adapters_base
-@options.detector
-@options.test_views
-@click.option(
-    "--format",
-    "formats",
-    callback=_format_names,
-    default="png,overlay",
-    show_default=True,
-    metavar="NAMES",
-    help="What to write: png (masks), overlay (outline and box over the image), contour (GeoJSON), nifti, dicom-seg, "
-    "dicom-sr (both of DICOM images), csv (the table alone, which is always written).",
-)
-@options.device
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Pictures in hand at once, and on a CPU the most that are computed side by side; results do not depend on it.",
-)
-@click.option("--overwrite", is_flag=True, help="Do again what an earlier run into this folder has done.")
-@click.option(
-    "--slice-axis",
-    type=click.Choice([str(axis) for axis in get_args(SliceAxis)]),
-    default="auto",
-    callback=_axis,
-    help="Array axis along which NIfTI volumes are cut.  [default: the third]",
-)
-@click.option(
-    "--window",
-    type=(float, float),
-    metavar="CENTRE WIDTH",
-    help="Grey values to show, in CT for example 40 400.  [default: the file's own]",
-)
-@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
-@click.option(
-    "--keep-identifiers",
-    is_flag=True,
-    help="Use paths as they are, also where they hold the name, an identifier or the date of birth of a DICOM patient.",
-)
-@click.option(
-    "--deidentify",
-    is_flag=True,
-    help="Strip dicom-seg and dicom-sr by the DICOM standard's basic profile; new UIDs, the same in all your runs into "
-    "OUT, and none of the old ones in names.",
-)
-@click.option("--store", is_flag=True, help="Send dicom-seg and dicom-sr to the DICOMweb server of the image.")
-@click.option(
-    "--engine",
-    type=click.Choice(get_args(EngineName)),
-    default="local",
-    show_default=True,
-    help="ray: a worker process on each CPU of a Ray cluster; the same results.",
-)
-@click.option(
-    "--address",
-    metavar="auto|HOST:PORT",
-    help="The Ray cluster to use.  [default: one of this machine alone, for this run]",
+@options.of(
+    SegmentOptions,
+    formats={"callback": _format_names, "default": ",".join(SegmentOptions.formats), "show_default": True},
 )
 @click.pass_context
-def segment(
-    ctx: click.Context,
-    inputs: tuple[str, ...],
-    output: Path,
-    bundle: str | None,
-    trust_bundle: bool,
-    adapter: Path | None,
-    base_weights: Path | None,
-    detector: str | None,
-    test_views: ViewKind | None,
-    formats: tuple[str, ...],
-    device: str,
-    batch_size: int,
-    overwrite: bool,
-    slice_axis: SliceAxis,
-    window: tuple[float, float] | None,
-    report: bool,
-    keep_identifiers: bool,
-    deidentify: bool,
-    store: bool,
-    engine: str,
-    address: str | None,
-) -> None:
+def segment(ctx: click.Context, /, inputs: tuple[str, ...], output: Path, trust_bundle: bool, **given: Any) -> None:
     """Segment images, folders, archives and DICOM.
 
     A detector finds the object in each image and its box prompts the network: there is nothing to click. INPUT is an
@@ -190,29 +99,11 @@ def segment(
     """  # noqa: D301  # click's mark for "do not wrap" is the character backspace itself
     from amsam_med.bundle import default_bundle
     from amsam_med.errors import DataError
-    from amsam_med.segment import SegmentOptions
     from amsam_med.segment import segment as run
 
-    chosen = SegmentOptions(
-        options.trusted(bundle or default_bundle(adapter), trust_bundle),
-        adapter,
-        base_weights,
-        detector,
-        formats,
-        device,
-        batch_size,
-        overwrite,
-        slice_axis,
-        window,
-        report,
-        keep_identifiers,
-        deidentify,
-        store,
-        test_views,
-        engine=engine,
-        address=address,
-    )
-    if address is not None and engine != "ray":
+    bundle = options.trusted(given["bundle"] or default_bundle(given["adapter"]), trust_bundle)
+    chosen = SegmentOptions(**{**given, "bundle": bundle})
+    if chosen.address is not None and chosen.engine != "ray":
         raise click.UsageError("--address is that of a Ray cluster; give --engine ray as well", ctx)
     try:
         with _progress_bar() as progress, tidy_end("The same command goes on where this one was."):

@@ -31,6 +31,7 @@ import stat
 import struct
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -62,6 +63,8 @@ _HEAD = 8 << 20  # bytes of a zip member in which a DICOM header is looked for
 _LONGEST_PART = 180  # bytes of a file name: most file systems take 255, and endings and a temporary name come on top
 _NUMBERED = re.compile(r"(.+)_[0-9]{4,}", re.DOTALL)  # as the names of several pictures of one file are
 _ONE_PICTURE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")  # how files begin that never hold several
+_KIND = re.compile(r"\.[a-z0-9]{1,5}$")  # of a file, by its name
+_LOOKED_AT, _SHOWN_KINDS = 1000, 5  # folders, and kinds of files, of an input without images
 _UID = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+){3,}|(?<![0-9_])[0-9]+(?:_[0-9]+){5,}")
 _DIGEST = re.compile(r"(study|image)-([0-9a-f]{10})")  # as paths have it that told a patient
 _USUAL_INSTANCE = 16 << 20  # bytes, of a DICOM instance that a server is to send
@@ -322,10 +325,34 @@ def _found_in(given: str, is_result: Callable[[Path], bool]) -> Iterator[InputFi
         path = Path(given)
         found = _in_folder(path, is_result) if is_folder else _in_file(path, Path(path.name), is_asked=True)
     if (first := next(found, None)) is None:
-        known = ", ".join((*IMAGE_SUFFIXES, ZIP_SUFFIX))
-        raise DataError(f"{cut_text(given)}: no images in it besides results of earlier runs; known are {known}")
+        raise DataError(f"{cut_text(given)}: no images in it{_found_instead(given, is_result)}")
     yield first
     yield from found
+
+
+def _found_instead(given: str, is_result: Callable[[Path], bool]) -> str:
+    """What an input without images holds, and what to give in its place."""
+    known = f"known are {', '.join((*IMAGE_SUFFIXES, ZIP_SUFFIX))}, and DICOM under any name"
+    if given.startswith(DICOMWEB):
+        return "; the server has no instance that fits the query. Check its UIDs, or ask for less"
+    root = Path(given)
+    if not root.is_dir():
+        return f"; {known}. Pack images into it, or give their folder"
+    is_left_out, kinds = False, Counter[str]()
+    for parent, folders, names in itertools.islice(os.walk(root), _LOOKED_AT):
+        results = [name for name in folders if is_result(Path(parent, name))]
+        is_left_out |= bool(results)
+        folders[:] = [name for name in folders if name not in results]
+        # What stands behind the last dot may be a part of a name, and then tell a patient.
+        kinds.update(kind[0] if (kind := _KIND.search(name.lower())) else "without a suffix" for name in names)
+    by_count = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    held = [f"{count} {kind}" for kind, count in by_count[:_SHOWN_KINDS]]
+    if len(kinds) > _SHOWN_KINDS:
+        held.append("others")
+    files = "1 file" if kinds.total() == 1 else f"{kinds.total():,} files"
+    what = f"{files} of other kinds ({', '.join(held)})" if held else "no files"
+    results_too = ", and results of earlier runs, which are left out" if is_left_out else ""
+    return f"; found {what}{results_too}. Give a folder with images ({known}), or an image of another name by its path"
 
 
 def _in_folder(root: Path, is_result: Callable[[Path], bool]) -> Iterator[InputFile]:

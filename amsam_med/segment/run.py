@@ -38,13 +38,14 @@ import torch
 from amsam_med import __version__, weights
 from amsam_med.bundle import default_bundle, model_overrides, open_bundle
 from amsam_med.choices import DeviceName, EngineName
-from amsam_med.data.nifti import SliceAxis
-from amsam_med.data.readers import FilePath, Window
+from amsam_med.data.readers import FilePath
 from amsam_med.data.tables import visible
 from amsam_med.errors import ConfigError, MissingExtraError
 from amsam_med.infer import NOT_FOUND
 from amsam_med.opened_model import Model, refuse_missing_device
 from amsam_med.opened_model import result_labels as result_labels
+from amsam_med.options import SegmentOptions as SegmentOptions
+from amsam_med.options import as_words
 from amsam_med.scratch import sweep_scratch
 from amsam_med.segment.formats import FORMATS
 from amsam_med.segment.inputs import InputFile, Inputs, list_inputs
@@ -53,7 +54,6 @@ from amsam_med.segment.ray import RayStages, connected
 from amsam_med.segment.report import Card, write_report
 from amsam_med.segment.stages import Outcome, Reading, Stages, cannot_write
 from amsam_med.verbs import with_chosen
-from amsam_med.views import ViewKind
 from amsam_med.weights import shipped_bundles
 
 DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
@@ -63,51 +63,6 @@ SHOWN_FAILURES = 5
 """How many failures a summary names; ``results.csv`` has them all."""
 
 _COUNTS = ("images", "done", "failed", "skipped", "pictures", "without_box", "flagged")
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """What ``amsam segment`` lets a user choose.
-
-    Attributes:
-        bundle: Name or folder of the bundle whose ``inference`` workflow supplies all parts.
-        adapter: An adapter to use instead of the bundle's own model.
-        base_weights: The base on which the adapter was trained; by default the one it names.
-        detector: Name or file of a box detector, ``"none"`` for no boxes; the bundle's own by default.
-        formats: Names of :data:`FORMATS`; none for the table and the report alone.
-        device: One of :data:`DEVICES`; ``"auto"`` leaves it to the bundle.
-        batch_size: Images that the network takes at once.
-        overwrite: Do again what an earlier run has done.
-        slice_axis: Axis along which NIfTI volumes are cut, or "auto"; see :func:`amsam_med.data.readers.open_image`.
-        window: Centre and width of the grey values to show, instead of the file's own.
-        has_report: Whether to write ``report.html``.
-        keeps_identifiers: Whether paths that tell whose a DICOM image is are used as they are.
-        deidentifies: Whether DICOM results get new identifiers, and no patient.
-        stores: Whether DICOM results go back to the DICOMweb server that the image came from.
-        test_views: Views of each image to average, by :data:`amsam_med.views.ViewKind`; by default the bundle's.
-        overrides: Further entries of the configuration, by id.
-        engine: One of :data:`ENGINES`: where files pass the stages, in this process or in those of a Ray cluster.
-        address: Of the Ray cluster; by default one of this machine alone, for this run.
-    """
-
-    bundle: str = "amsam_isic"
-    adapter: FilePath | None = None
-    base_weights: FilePath | None = None
-    detector: FilePath | None = None
-    formats: tuple[str, ...] = ("png", "overlay")
-    device: str = "auto"
-    batch_size: int = 8
-    overwrite: bool = False
-    slice_axis: SliceAxis = "auto"
-    window: Window | None = None
-    has_report: bool = True
-    keeps_identifiers: bool = False
-    deidentifies: bool = False
-    stores: bool = False
-    test_views: ViewKind | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = "local"
-    address: str | None = None
 
 
 class Step(NamedTuple):
@@ -195,7 +150,7 @@ def segment(
         inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses;
             one or several.
         output: The output folder; made where it is missing. It may lie in an input folder.
-        options: See :class:`SegmentOptions`; by default with the bundle that the adapter was trained with.
+        options: See :class:`amsam_med.options.SegmentOptions`.
         progress: Called after each file, in the caller's thread.
         **chosen: Fields of :class:`SegmentOptions` by name, in place of those of ``options``.
 
@@ -206,9 +161,8 @@ def segment(
         WeightsError: Model, adapter, base or detector are not at hand.
         MissingExtraError: A format, an input or the engine needs an extra that is not installed.
     """
-    if options is None and "bundle" not in chosen:
-        chosen["bundle"] = default_bundle(chosen.get("adapter"))
     options = with_chosen(options or SegmentOptions(), chosen)
+    options = replace(options, bundle=str(options.bundle or default_bundle(options.adapter)))
     inputs, output = [inputs] if isinstance(inputs, str | PathLike) else inputs, Path(output)
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
@@ -352,13 +306,13 @@ def _stages_of_cluster(
     options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> RayStages:
     """Stages of workers whose folder is another, and which have a GPU only if they are given one."""
-    device = "cuda" if options.device == "cuda" else "cpu"
+    device: DeviceName = "cuda" if options.device == "cuda" else "cpu"
     elsewhere = replace(
         options,
-        bundle=options.bundle if options.bundle in shipped_bundles() else str(Path(options.bundle).absolute()),
+        bundle=_known_or_absolute(options.bundle, shipped_bundles()),
         adapter=options.adapter and Path(options.adapter).absolute(),
         base_weights=options.base_weights and Path(options.base_weights).absolute(),
-        detector=_known_or_absolute(options.detector),
+        detector=_known_or_absolute(options.detector, ["none", *weights.known()]),
         device=device,
     )
     output = output.absolute()
@@ -378,17 +332,17 @@ def _stages_elsewhere(
     return _stages(model, options, output, salt)
 
 
-def _known_or_absolute(detector: FilePath | None) -> str | None:
-    if detector is None or detector == "none" or str(detector) in weights.known():
-        return None if detector is None else str(detector)
-    return str(Path(detector).absolute())
+def _known_or_absolute(name_or_path: FilePath | None, known: Sequence[str]) -> str | None:
+    if name_or_path is None or str(name_or_path) in known:
+        return None if name_or_path is None else str(name_or_path)
+    return str(Path(name_or_path).absolute())
 
 
 def _model(options: SegmentOptions, is_driver: bool = False) -> Model:
     """The model, of which nothing is built yet; a driver, which does not compute, needs no GPU."""
     device = "cpu" if is_driver else options.device
     chosen = model_overrides(options.adapter, options.base_weights, options.detector, device, options.test_views)
-    return Model(open_bundle(options.bundle, "inference", {**chosen, **options.overrides}))
+    return Model(open_bundle(str(options.bundle), "inference", {**chosen, **options.overrides}))
 
 
 def _fingerprint(model: Model, options: SegmentOptions) -> dict[str, Any]:
@@ -404,25 +358,7 @@ def _settings(
     device: torch.device,
     shown: Callable[[str], str],
 ) -> RunSettings:
-    words = ["amsam", "segment", *map(str, inputs), "-o", str(output), "--bundle", str(options.bundle)]
-    words += ["--adapter", str(options.adapter)] if options.adapter else []
-    words += ["--base-weights", str(options.base_weights)] if options.base_weights else []
-    words += ["--detector", str(options.detector)] if options.detector else []
-    words += ["--format", ",".join(options.formats) or "csv", "--device", options.device]
-    words += ["--slice-axis", str(options.slice_axis)] if options.slice_axis != "auto" else []
-    words += ["--window", *map(str, options.window)] if options.window else []
-    words += ["--test-views", options.test_views] if options.test_views else []
-    words += ["--batch-size", str(options.batch_size)]
-    words += ["--engine", options.engine] if options.engine != "local" else []
-    words += ["--address", options.address] if options.address else []
-    switches = {
-        "--overwrite": options.overwrite,
-        "--no-report": not options.has_report,
-        "--keep-identifiers": options.keeps_identifiers,
-        "--deidentify": options.deidentifies,
-        "--store": options.stores,
-    }
-    words += [name for name, is_on in switches.items() if is_on]
+    words = ["amsam", "segment", *map(str, inputs), "-o", str(output), *as_words(options)]
     words = [_as_utf8(shown(word)) for word in words]
     bundle = _as_utf8(shown(str(options.bundle)))
     return RunSettings(shlex.join(words), bundle, options.formats, options.batch_size, str(device))

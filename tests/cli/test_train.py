@@ -13,9 +13,10 @@ import yaml
 
 from amsam_med import cli
 from amsam_med import train as train_module
-from amsam_med.bundle import open_bundle
+from amsam_med.bundle import open_bundle, training_overrides
 from amsam_med.cli.train import paper_settings
-from amsam_med.train import TrainOptions, TrainResult
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.train import TrainOptions, TrainResult, train
 from amsam_med.trust import trust
 
 FEW = ["--shots", "4", "--epochs", "2", "--views", "none", "--input-size", "64"]
@@ -76,7 +77,8 @@ def test_only_what_was_given_overrides_the_bundle(handed_on: list[TrainOptions],
     few = ["--views", "mirror", "--adapts", "stage", "--halves", "--epochs", "30"]
     assert cli.main(words(labelled_folder, Path("run"), *few)) == 0
     assert cli.main(words(labelled_folder, Path("run"))) == 0
-    assert handed_on[0].overrides == {"views": "mirror", "adapts": "stage", "halves": True, "epochs": 30}
+    given = {"views": "mirror", "adapts": "stage", "halves": True, "epochs": 30}
+    assert training_overrides(handed_on[0]) == given
     assert handed_on[1] == TrainOptions("amsam_isic")
 
 
@@ -116,7 +118,7 @@ def test_paper_is_the_bundles_own(
     (own_bundle / "configs" / "paper.yaml").write_text("epochs: 41\n")
     trust(own_bundle)
     assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(own_bundle))) == 0
-    assert handed_on[0].overrides == {"epochs": 41}
+    assert training_overrides(handed_on[0]) == {"epochs": 41}
     (own_bundle / "configs" / "paper.yaml").unlink()
     trust(own_bundle)
     assert cli.main(words(labelled_folder, Path("run"), "--paper", "--bundle", str(own_bundle))) == 1
@@ -125,7 +127,7 @@ def test_paper_is_the_bundles_own(
 
 def test_paper_sets_all_that_the_paper_says(handed_on: list[TrainOptions], labelled_folder: Path) -> None:
     assert cli.main(words(labelled_folder, Path("run"), "--paper", "--shots", "16", "--epochs", "100")) == 0
-    chosen = handed_on[0].overrides
+    chosen = training_overrides(handed_on[0])
     assert (
         chosen.items()
         >= {
@@ -175,7 +177,7 @@ def test_choices_become_entries_of_the_configuration(
     base, detector = tiny_bundle / "base.safetensors", tiny_bundle / "models" / "detector.safetensors"
     files = ["--base-weights", str(base), "--detector", str(detector), "--cache", "kept", "--device", "cpu"]
     assert cli.main(words(labelled_folder, Path("run"), *files, "--shots", "all", "--prompt", "box+point")) == 0
-    chosen = handed_on[0].overrides
+    chosen = training_overrides(handed_on[0])
     assert chosen["shots"] is None
     assert (chosen["base_file"], chosen["detector_file"]) == (str(base), str(detector))
     assert (chosen["cache_dir"], chosen["prompt"]) == ("kept", "box+point")
@@ -186,7 +188,7 @@ def test_every_option_is_an_entry_of_the_shipped_configuration(
     handed_on: list[TrainOptions], labelled_folder: Path
 ) -> None:
     assert cli.main(words(labelled_folder, Path("run"), "--device", "cpu", "--prompt", "none")) == 0
-    parser = open_bundle(handed_on[0].bundle, "train", handed_on[0].overrides)  # raises for an unknown entry
+    parser = open_bundle(handed_on[0].bundle, "train", training_overrides(handed_on[0]))  # raises for an unknown entry
     assert parser["detector_file"] is None
 
 
@@ -205,7 +207,32 @@ def test_boxes_without_a_detector_are_refused_with_the_reason(
     assert cli.main(words(labelled_folder, Path("run"), "--detector", "none", "--prompt", prompt)) == 2
     printed = " ".join(capsys.readouterr().err.split())
     assert f"--prompt {prompt} needs a detector" in printed
-    assert "use --prompt none" in printed
+    assert "use --prompt own or none" in printed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "has_detector", "is_refused"),
+    [(None, False, True), ("box+point", False, True), ("none", False, False), ("box", True, False)],
+)
+def test_a_bundle_without_a_detector_is_not_trained_on_boxes_by_either_face(
+    prompt: str | None, has_detector: bool, is_refused: bool, own_bundle: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    config = own_bundle / "configs" / "train.yaml"
+    if not has_detector:
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "detector_file": None}))
+    trust(own_bundle)
+    given, typed = ({}, []) if prompt is None else ({"prompt": prompt}, ["--prompt", prompt])
+    # A folder of images that does not exist: what is not refused gets that far.
+    with pytest.raises(ConfigError if is_refused else DataError, match="needs a detector" if is_refused else "nowhere"):
+        train(tmp_path / "nowhere", tmp_path / "run", bundle=own_bundle, **given)
+    if is_refused:
+        assert cli.main(words(labelled_folder, tmp_path / "run", "--bundle", str(own_bundle), *typed)) == 2
+        assert not (tmp_path / "run").exists()
+
+
+def test_paper_is_an_option_from_python_too(own_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--paper means --epochs 100; got --epochs 30"):
+        train(tmp_path, tmp_path / "run", bundle=own_bundle, paper=True, epochs=30)
 
 
 def test_a_fault_of_the_data_is_one_line(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from amsam_med import files
 from amsam_med.bundle import open_bundle
 from amsam_med.checkpoint import save_adapter
 from amsam_med.data.outlines import FLAG_COLOUR
@@ -459,6 +460,53 @@ def test_missing_and_empty_inputs_and_missing_weights_are_refused(
         segment([], tmp_path / "out", options)
     with pytest.raises(WeightsError, match="does not exist"):
         segment([photos], tmp_path / "out", replace(options, overrides={"model_file": "nowhere.pt"}))
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], "found no files. Give a folder with images"),
+        (
+            ["a.txt", "b.TXT", "sub/c.csv", "Doe.Jane-1970"],
+            r"found 4 files of other kinds \(2 \.txt, 1 \.csv, 1 without a",
+        ),
+    ],
+)
+def test_a_folder_without_images_is_named_with_what_it_holds(names: list[str], found: str, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "photos" / name).write_text("no image")
+    with pytest.raises(DataError, match=rf"photos: no images in it; {found}") as raised:
+        segment([tmp_path / "photos"], tmp_path / "out")
+    assert "known are .png" in str(raised.value)
+    assert "Jane" not in str(raised.value)
+
+
+def test_results_of_an_earlier_run_are_said_to_be_left_out(
+    photos: Path, tmp_path: Path, options: SegmentOptions
+) -> None:
+    segment([photos], tmp_path / "out", options)
+    with pytest.raises(DataError, match=r"out: no images in it; found .*, and results of earlier runs, which are left"):
+        segment([tmp_path / "out"], tmp_path / "again", options)
+
+
+def test_a_detector_is_read_once_for_its_sha256(
+    photos: Path, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, detector = tiny_bundle / "base.safetensors", tmp_path / "detector.safetensors"
+    shutil.copyfile(tiny_bundle / "models" / "detector.safetensors", detector)  # under a name that nobody has asked for
+    record = {"detector_sha256": files.sha256(detector)}
+    save_adapter(build_amsam("tiny", input_size=INPUT_SIZE, base_weights=base), tmp_path / "a.safetensors", record)
+    options = SegmentOptions(str(tiny_bundle), tmp_path / "a.safetensors", base, detector, device="cpu")
+    read, digest = list[Path](), files.sha256
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(files, "sha256", counted)
+    segment([photos], tmp_path / "out", options)
+    assert read.count(detector) == 1
 
 
 def test_threads_keep_the_order_and_run_a_bounded_way_ahead() -> None:
