@@ -1,0 +1,295 @@
+"""The paper's tables: cells that agree with `amsam evaluate`, restarts, comparisons, and what is printed."""
+
+from __future__ import annotations
+
+import csv
+import random
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wilcoxon
+
+from amsam_med import weights
+from amsam_med.boxes import Detections
+from amsam_med.bundle import open_bundle
+from amsam_med.errors import ConfigError, DataError
+from amsam_med.evaluate import EvaluateOptions, evaluate
+from amsam_med.model.amsam import Prediction
+from amsam_med.synthetic import write_dermoscopy
+from pipelines.paper import run
+from pipelines.paper.baselines import BASELINES
+from pipelines.paper.baselines.sam import two_channels
+from pipelines.paper.baselines.training import ViewedImages, course
+from pipelines.paper.cells import AM_SAM, Bench, Job, Place, run_cell, settings_of
+from pipelines.paper.rendering import Entry, as_csv, as_latex, as_markdown, collect, compare
+from pipelines.paper.store import Cell, Identity, Measured, Store
+from pipelines.paper.tables import IN_EVERY_STEP, Row, Table, read_table, table_names
+
+QUICK: dict[str, Any] = {"epochs": 1, "views": "none"}
+JOB = Job(AM_SAM, QUICK, "shipped")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a small isic2018 of synthetic images."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, part in enumerate(("train", "val", "test")):
+        write_dermoscopy(root / "isic2018" / part, 5, seed=seed, size=(72, 96))
+    return root
+
+
+@pytest.fixture
+def place(data: Path, tmp_path: Path) -> Place:
+    """Where a test's cells are run."""
+    return Place(data, tmp_path, "tiny", weights.find("tiny"))
+
+
+def identity(**changes: Any) -> Identity:
+    plain = Identity("isic2018", AM_SAM, settings_of(JOB), "shipped", 4, 0, "tiny", "abc", "def", 256, False, 20)
+    return replace(plain, **changes)
+
+
+def cell(scores: Mapping[str, float], measured: Mapping[str, Any] | None = None, **changes: Any) -> Cell:
+    made = Measured(
+        dice=statistics.fmean(scores.values()),
+        train_seconds=10.0,
+        detector_seconds=0.0,
+        milliseconds=50.0,
+        peak_megabytes=100.0,
+        trained_parameters=1000,
+        parameters=2_000_000,
+        origin="tiny",
+        variant="",
+        device="a processor",
+        threads=1,
+        is_processor_time=True,
+        commit="0123456789ab",
+        date="2026-01-02T03:04:05+00:00",
+    )
+    return Cell(identity(**changes), replace(made, **(measured or {})), scores)
+
+
+def scores(mean: float, seed: int, count: int = 20) -> dict[str, float]:
+    drawn = random.Random(seed)
+    return {f"image{i:02}": mean + drawn.uniform(-0.1, 0.1) for i in range(count)}
+
+
+def small_table() -> Table:
+    rows = (
+        Row("ours", JOB, "sam", "AM-SAM", is_reference=True),
+        Row("theirs", Job("sam", {}), "sam", "SAM"),
+        Row("not run", Job("ssp", {}), "random"),
+    )
+    paper = {"isic2018": {"AM-SAM": {4: 66.3}}}
+    return Table("small", "A small table", ("isic2018",), (4, 8), rows, paper, "Table 3")
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Store:
+    """Two seeds of one row, and a system that is used as it is."""
+    store = Store(tmp_path)
+    for seed, mean in enumerate((0.7, 0.8)):
+        store.add(cell(scores(mean, seed), seed=seed))
+    theirs = cell(scores(0.5, 5), method="sam", settings={}, detector="none", detector_sha256="", shots=0)
+    store.add(theirs)
+    return store
+
+
+def test_a_cell_scores_what_evaluate_scores(place: Place, data: Path, tmp_path: Path) -> None:
+    bench = Bench("isic2018", place)
+    made = bench.run(JOB, 4, 0)
+    kept: dict[str, Any] = {}
+    overrides = {**QUICK, "dataset_dir": str(data / "isic2018"), "output_dir": str(tmp_path / "run"), "shots": 4}
+    parser = open_bundle("amsam_isic", "train", {**overrides, "base_file": str(place.base_file), **kept})
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content("train::trainer").run()
+    options = EvaluateOptions(adapter=tmp_path / "run" / "adapter.safetensors", part="test")
+    summary = evaluate(data / "isic2018", tmp_path / "scores", options).summary
+    assert made.measured.dice == pytest.approx(summary.dice, abs=2e-4)
+    assert len(made.scores) == summary.images == 5
+    assert made.measured.trained_parameters == 510_242
+    assert made.measured.train_seconds > 0
+    assert made.measured.milliseconds > 0
+
+
+def test_what_is_on_record_is_not_run_again_not_even_elsewhere(place: Place, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bench = Bench("isic2018", place)
+    assert run_cell(bench, store, JOB, 4, 0) is not None
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "results.sqlite").rename(tmp_path / "elsewhere" / "results.sqlite")
+    moved = Store(tmp_path / "elsewhere")
+    assert run_cell(bench, moved, JOB, 4, 0) is None
+    assert len(moved.cells()) == 1
+    assert moved.cells()[0].identity == bench.identity(JOB, 4, 0)
+    assert bench.identity(JOB, 4, 1) not in moved
+    assert bench.identity(JOB._replace(settings={**QUICK, "alpha": 0.6}), 4, 0) not in moved
+
+
+def test_a_system_used_as_it_is_has_one_cell_for_all_shots_and_seeds(place: Place) -> None:
+    bench = Bench("isic2018", place)
+    assert bench.identity(Job("sam", {}), 4, 0) == bench.identity(Job("sam", {}), 16, 3)
+    assert bench.identity(Job("sam-box", {}, "k-shot"), 4, 0) != bench.identity(Job("sam-box", {}, "k-shot"), 8, 0)
+
+
+@pytest.mark.parametrize(("method", "detector"), [("sam", "none"), ("sam-box", "shipped"), ("u-net", "none")])
+def test_a_baseline_is_a_cell_like_any_other(method: str, detector: Any, place: Place) -> None:
+    settings = {"passes": 1, "input_size": 64} if BASELINES[method].recipe else {}
+    made = Bench("isic2018", place).run(Job(method, settings, detector), 4, 0)
+    assert len(made.scores) == 5
+    assert 0 <= made.measured.dice <= 1
+    assert (made.measured.trained_parameters > 0) == (method == "u-net")
+    assert made.identity.base == ("" if method == "u-net" else "tiny")
+    assert made.identity.input_size == (64 if method == "u-net" else 256)
+
+
+def test_the_encoder_in_every_step_gives_the_same_scores(place: Place) -> None:
+    bench, plain = Bench("isic2018", place), Job(AM_SAM, {**QUICK, "prompt": "none"})
+    slow = plain._replace(settings={**plain.settings, "encode": IN_EVERY_STEP})
+    once, always = (bench.run(job, 4, 0) for job in (plain, slow))
+    assert always.measured.dice == pytest.approx(once.measured.dice, abs=1e-4)
+    assert once.identity.key != always.identity.key
+
+
+def test_selection_and_report_have_cells_of_their_own(place: Place) -> None:
+    shown, hidden = (Bench("isic2018", place, part).identity(JOB, 4, 0) for part in ("test", "val"))
+    assert (shown.data_set, hidden.data_set) == ("isic2018", "isic2018/val")
+
+
+@pytest.mark.parametrize("profile", ["full", "cpu"])
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_names_what_exists(name: str, profile: str) -> None:
+    table = read_table(name, profile)
+    settings = [settings_of(row.job) for row in table.rows]  # raises for an unknown entry
+    keys = [(row.job.method, row.job.detector, setting) for row, setting in zip(table.rows, settings, strict=True)]
+    assert all(key not in keys[:i] for i, key in enumerate(keys))
+    assert sum(row.is_reference for row in table.rows) == 1
+    named = {row.paper for row in table.rows if row.paper}
+    printed = {row for numbers in table.paper.values() for row in numbers}
+    assert printed <= named
+
+
+def test_every_baseline_stands_in_the_papers_tables() -> None:
+    assert {row.job.method for row in read_table("table1_tiktok").rows} == {AM_SAM, *BASELINES}
+    assert read_table("table1_tiktok").paper["tiktok"]["SSP"] == {4: 58.9, 8: 76.5}
+
+
+def test_the_cpu_profile_says_what_it_changes() -> None:
+    row = next(row for row in read_table("table3_isic", "cpu").rows if row.name == "DeepLabV3")
+    assert (row.job.settings["input_size"], row.remark) == (128, "128 px")
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no table 'table9'; expected one of ours_calibration"):
+        read_table("table9")
+
+
+def test_a_comparison_is_wilcoxons_over_images_of_shared_seeds() -> None:
+    reference = [cell(scores(0.7, seed), seed=seed) for seed in (0, 1)]
+    other = [cell(scores(0.6, seed + 10), seed=seed) for seed in (1, 2)]
+    p, difference = compare(other, reference)
+    names = sorted(reference[1].scores)
+    expected = np.array([other[0].scores[name] - reference[1].scores[name] for name in names])
+    assert p == pytest.approx(wilcoxon(expected).pvalue)
+    assert difference == pytest.approx(100 * expected.mean())
+    assert compare(reference, reference) == (1.0, 0.0)
+    assert compare([cell(scores(0.6, 9), seed=7)], reference) == (None, None)
+
+
+def test_a_table_prints_means_deviations_and_the_papers_numbers(filled: Store) -> None:
+    lines, columns = collect(small_table(), filled, "tiny", (4, 8))
+    text = as_markdown(small_table(), lines, columns, "tiny")
+    values = [100 * made.measured.dice for made in filled.cells() if made.identity.method == AM_SAM]
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    assert f"| **ours** | {mean:.1f} ± {deviation:.1f} (2) [66.3] | - |" in text
+    theirs = 100 * next(made.measured.dice for made in filled.cells() if made.identity.method == "sam")
+    assert f"| theirs | {theirs:.1f} ▼ | {theirs:.1f} |" in text
+    assert "not run" not in text
+    assert "3 cells, 2026-01-02, on a processor, 1 thread; times are the processor's; commit 0123456789ab" in text
+
+
+def test_latex_and_csv_say_the_same(filled: Store) -> None:
+    lines, columns = collect(small_table(), filled, "tiny", (4,))
+    rows = list(csv.DictReader(as_csv(lines).splitlines()))
+    assert [row["row"] for row in rows] == ["ours", "theirs"]
+    assert rows[0]["paper_percent"] == "66.3"
+    assert float(rows[1]["p"]) < 0.001
+    latex = as_latex(small_table(), lines, columns, "tiny")
+    assert latex.count(r"\\") == 3
+    assert "than ``ours'' (Wilcoxon" in latex
+    assert rf"theirs & ${float(rows[1]['dice_percent']):.1f}^{{\ast}}$ \\" in latex
+
+
+def test_cells_of_two_test_sets_are_not_mixed(filled: Store) -> None:
+    filled.add(cell(scores(0.5, 1, count=3), seed=4, images=3))
+    with pytest.raises(DataError, match=r"the cells of isic2018 differ in images \(20, 3\)"):
+        collect(small_table(), filled, "tiny", (4,))
+
+
+def test_an_empty_place_is_no_number() -> None:
+    assert Entry().mean is None
+    assert not Entry().differs
+
+
+@pytest.mark.parametrize(
+    ("p", "difference", "differs"), [(1e-9, 0.06, True), (1e-9, -0.06, True), (1e-9, 0.04, False), (0.06, 3.0, False)]
+)
+def test_a_difference_counts_if_it_is_sure_and_can_be_seen(p: float, difference: float, differs: bool) -> None:
+    assert Entry(70.0, 1.0, 3, p, difference).differs is differs
+
+
+def test_the_command_runs_renders_and_is_done_the_second_time(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table3_isic", "--data", str(data), "-o", str(tmp_path), "--base", "tiny", "--device", "cpu"]
+    words += ["--seeds", "1", "--shots", "4", "8", "--rows", "SAM, default prompt"]
+    run.main(words)
+    assert capsys.readouterr().out.startswith("isic2018 k=0 seed 0, SAM, default prompt: Dice ")
+    run.main(words)
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in written] == [f"table3_isic-tiny.{suffix}" for suffix in ("md", "tex", "csv")]
+    assert "SAM, default prompt" in written[0].read_text(encoding="utf-8")
+
+
+def test_a_missing_data_set_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder tiktok"):
+        run.main(["table1_tiktok", "--data", str(data), "-o", str(tmp_path), "--base", "tiny"])
+    with pytest.raises(DataError, match="no row is left"):
+        run.main(["table3_isic", "--data", str(data), "-o", str(tmp_path), "--base", "tiny", "--rows", "nothing"])
+
+
+def test_a_table_of_which_nothing_is_on_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"results\.sqlite holds nothing of table3_isic on tiny; run it"):
+        run.main(["table3_isic", "-o", str(tmp_path), "--base", "tiny", "--render-only"])
+    assert not (tmp_path / "tables").exists()
+
+
+def test_sams_mask_follows_the_prompt() -> None:
+    logits = torch.arange(4.0)[None, :, None, None].expand(2, 4, 1, 1)
+    prediction = Prediction(logits, torch.tensor([[0.9, 0.1, 0.5, 0.3]] * 2))
+    found = Detections(torch.zeros(2, 4), torch.ones(2), torch.tensor([True, False]))
+    assert two_channels(prediction, None)[:, 1].flatten().tolist() == [2, 2]
+    assert two_channels(prediction, found)[:, 1].flatten().tolist() == [0, 2]
+    assert not two_channels(prediction, found)[:, 0].any()
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    share = course(100, warm_up=250)  # no more than a quarter of the run
+    assert [share(0), share(24)] == [pytest.approx(1 / 25), pytest.approx(1.0)]
+    assert share(25) == 1
+    assert share(100) == 0
+    assert all(share(i) > share(i + 1) for i in range(25, 100))
+
+
+def test_views_turn_images_and_labels_alike() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    viewed = ViewedImages(images, (images[:, :1] > 0.5).to(torch.uint8), "all")
+    assert len(viewed) == 16
+    for item in (viewed[i] for i in range(len(viewed))):
+        assert torch.equal(item["label"], (item["image"][:1] > 0.5).to(torch.uint8))
