@@ -21,12 +21,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from amsam_med.bundle import open_bundle
-from amsam_med.data.datalists import Item, isic2018_datalist
+from amsam_med.data.datalists import isic2018_datalist
 from amsam_med.files import atomic_path
-from amsam_med.keys import Keys
+from amsam_med.opened_model import open_model
 from amsam_med.report import BLUE, DOTS_PER_INCH
-from amsam_med.weights import sha256
 from pipelines.markdown import table, write_block
 from pipelines.weights.detectors import plain_skin, scenes_without_people
 from pipelines.weights.scenes import SOURCES, held_out
@@ -86,15 +84,9 @@ IMAGES = {"amsam_isic": images_of_lesions, "amsam_body": images_of_people}
 
 def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
     """What a bundle's network thinks of the mask that it draws without a box."""
-    parser = open_bundle(bundle, "inference", {"detector_file": None, "nothing_below": 0.0})
-    prepare, network, inferer = (parser.get_parsed_content(part) for part in ("preprocessing", "network", "inferer"))
-    device = next(network.parameters()).device
-    found = []
-    for path in images:
-        item: Item = {Keys.IMAGE.value: str(path)}
-        seen = inferer.predict(prepare(item)[Keys.IMAGE.value][None].to(device), network)
-        found.append(float(seen.predicted_iou) if float(seen.certainty) > 0 else 0.0)
-    return np.array(found)
+    model = open_model(bundle, detector="none", overrides={"nothing_below": 0.0})
+    seen = (model.predict([model.prepare(path)])[0] for path in images)
+    return np.array([one.predicted_iou if one.certainty > 0 else 0.0 for one in seen])
 
 
 def render(trust: Trust, bundle: str, model: str) -> str:
@@ -145,7 +137,7 @@ def _percent(share: float) -> str:
 @click.option("--document", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=DOCUMENT)
 def main(data: Path, output: Path, bundle: str, document: Path) -> None:
     """Measure what thresholds cost, choose one, and write table and curve into the document."""
-    model = sha256(Path(open_bundle(bundle, "inference").get_parsed_content("model_file")))
+    model = str(open_model(bundle).digests["model"])
     record = output / f"{bundle}-{model[:12]}.json"  # what is on record is not measured again
     if not record.is_file():
         objects, nothing = (trust_in(images, bundle).tolist() for images in IMAGES[bundle](data, output))

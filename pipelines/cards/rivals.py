@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from amsam_med.bundle import open_bundle
+from amsam_med.bundle_settings import as_configured
 from amsam_med.data.datalists import isic2018_datalist
 from amsam_med.data.transforms import preprocessing, restore_original
 from amsam_med.evaluate import dice_score
 from amsam_med.infer import PromptInferer
 from amsam_med.keys import Keys
 from amsam_med.model import AmSam
-from amsam_med.weights import sha256
+from amsam_med.opened_model import open_model
 from pipelines.markdown import table, write_block
 from pipelines.weights.scenes import SCENERY, SOURCES, Items, Source, held_out_items, load_source, one_of, paste
 
@@ -127,18 +127,17 @@ def _name(margin: float) -> str:
 @click.option("--document", type=click.Path(path_type=Path, dir_okay=False, exists=True), default=DOCUMENT)
 def main(data: Path, bundle: str, document: Path) -> None:
     """Measure what margins are worth, and write the table into the document."""
-    parser = open_bundle(bundle, "inference", {"rival_margin": None, "nothing_below": 0.0})
-    network, inferer = (parser.get_parsed_content(part) for part in ("network", "inferer"))
-    model = sha256(Path(parser.get_parsed_content("model_file")))
-    groups = IMAGES[bundle](data, network.input_size)
-    found = {name: answer(pairs(), inferer, network) for name, pairs in groups.items()}
-    chosen = float(open_bundle(bundle, "inference").get_parsed_content("rival_margin"))
+    model = open_model(bundle, overrides={"rival_margin": None, "nothing_below": 0.0})
+    groups = IMAGES[bundle](data, model.network.input_size)
+    found = {name: answer(pairs(), model.inferer, model.network) for name, pairs in groups.items()}
+    chosen = float(as_configured(bundle, "inference.yaml")["rival_margin"])
     rows = []
     for margin in sorted({*MARGINS, chosen}):
         cells = [_name(margin), *(f"{answers.dice(margin):.4f}" for answers in found.values())]
         rows.append([f"**{cell}**" for cell in cells] if margin == chosen else cells)
     header = ["margin", *(f"{name} ({len(answers.lead)})" for name, answers in found.items())]
-    text = f"`{bundle}`, model `{model[:12]}`; the bundle's margin is **{chosen:+.2f}**.\n\n{table(header, rows)}"
+    digest = str(model.digests["model"])[:12]
+    text = f"`{bundle}`, model `{digest}`; the bundle's margin is **{chosen:+.2f}**.\n\n{table(header, rows)}"
     write_block(document, f"rivals {bundle}", text)
     click.echo(text)
 
