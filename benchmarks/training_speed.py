@@ -24,7 +24,8 @@ from amsam_med.threads import set_threads
 from pipelines.paper.baselines import BASELINES
 from pipelines.paper.baselines.interface import Setting
 from pipelines.paper.baselines.training import load_examples, train_baseline
-from pipelines.paper.cells import AM_SAM, Bench, Job, Place
+from pipelines.paper.cells import Bench, Job, Place
+from pipelines.paper.store import AM_SAM
 from pipelines.paper.tables import IN_EVERY_STEP
 
 RELATIVES = ("samed", "med-sa", "autosam")

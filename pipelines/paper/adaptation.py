@@ -1,49 +1,36 @@
-"""What to adapt with a handful of labelled images, and how: ways beyond the bundles' training, each as a row.
-
-    python -m pipelines.paper.adaptation run --data DATA -o RUN --set isic2018
-    python -m pipelines.paper.adaptation table RUN docs/few-shot.md
+"""Ways to adapt the base to a handful of labelled images, beyond the bundles' training: what is trained, and how.
 
 Every way starts from the same base and takes steps of AdamW on all examples, without a detector and without an upper
-level of its own. Scores are of images that no result is reported on, at their own size. A record of each training is
-appended to ``RUN/adaptation.jsonl``; what is on record is not run again.
+level of its own. ``tables/adaptation.yaml`` compares them on images that no result is reported on.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import random
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import click
 import torch
 from monai.metrics.meandice import compute_dice
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from amsam_med import weights
 from amsam_med.boxes import box_from_mask, full_image_box
-from amsam_med.data.datalists import Item, few_shot_draw
+from amsam_med.data.datalists import Item
 from amsam_med.data.transforms import preprocessing
 from amsam_med.keys import Keys
 from amsam_med.learn import EncodedDataset, SegmentationLoss, lower_parameters, set_trainable, upper_parameters
 from amsam_med.learn.levels import ENCODER, ENCODER_PARTS
-from amsam_med.model import AmSam, build_amsam
+from amsam_med.model import AmSam
 from amsam_med.model.build import Adapted
 from amsam_med.model.lora import low_rank_update
-from amsam_med.threads import set_threads
-from pipelines.markdown import table, write_block
-from pipelines.paper.fewshot import INPUT_SIZE, TASKS, Field, open_lists
+from amsam_med.views import ViewKind
 
-RECORDS = "adaptation.jsonl"
-SEEDS = 3
 BATCH_SIZE = 4
 RATE, UPPER_RATE, ENCODER_RATE, LORA_RATE = 1e-3, 2e-4, 3e-4, 1e-3
 WEIGHT_DECAY = 0.1
@@ -82,21 +69,10 @@ class Way:
     second_prompt: SecondPrompt = "none"
     cross_halves: bool = False
 
-
-WAYS = {
-    "none: the base as it is": Way(steps=0),
-    "W": Way("decoder"),
-    "W and neck": Way(),
-    "W and neck, three times as long": Way(steps=180),
-    "W, neck and last stage": Way("stage"),
-    "W and neck, LoRA in the last stage": Way(lora_rank=4),
-    "W and neck, pulled towards the base": Way(pull=0.1),
-    "W and neck, cross-halves": Way(cross_halves=True),
-    "W and neck, prior from prototypes": Way(second_prompt="prototypes"),
-    "W and neck, its own mask as second prompt": Way(second_prompt="mask"),
-    "W and neck, its own box as second prompt": Way(second_prompt="box"),
-    "W and neck, three times as long, its own box as second prompt": Way(steps=180, second_prompt="box"),
-}
+    @property
+    def needs_examples(self) -> bool:
+        """Whether examples make a difference; else the base is used as it is."""
+        return self.steps > 0 or self.second_prompt == "prototypes"
 
 
 @dataclass(frozen=True)
@@ -121,26 +97,41 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        self.lora_a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.lora_b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.lora_a = nn.Parameter(torch.randn(rank, weight.shape[1]).to(weight.device) / weight.shape[1] ** 0.5)
+        self.lora_b = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The adapted weight."""
         return weight + low_rank_update(self.lora_a, self.lora_b)[:, :, None, None]
 
 
-def encode(items: Sequence[Item], network: AmSam, views: Literal["all", "mirror"], folder: Path) -> Examples:
-    """Encode examples and their views once; features are kept in ``folder``."""
-    prepare = preprocessing(INPUT_SIZE, with_label=True)
-    dataset = EncodedDataset(items, prepare, network.frozen_encoder, views=views, folder=folder)
+def encode(items: Sequence[Item], network: AmSam, views: ViewKind) -> Examples:
+    """Encode examples and their views once, on the network's device."""
+    prepare = preprocessing(network.input_size, with_label=True)
+    dataset = EncodedDataset(items, prepare, network.frozen_encoder, views=views)
+    device = next(network.parameters()).device
     cases = [dataset[number] for number in range(len(dataset))]
-    features, labels = (torch.stack([case[key] for case in cases]) for key in (Keys.IMAGE.value, Keys.LABEL.value))
+    features, labels = (
+        torch.stack([case[key] for case in cases]).to(device) for key in (Keys.IMAGE.value, Keys.LABEL.value)
+    )
     count = len(items)
     return Examples(features.reshape(count, -1, *features.shape[1:]), labels.reshape(count, -1, *labels.shape[1:]))
 
 
+def adapt_by(base: AmSam, examples: Examples, way: Way, seed: int) -> tuple[AmSam, str]:
+    """Adapt a copy of ``base`` in a way; the network in evaluation mode, and what was chosen, as printed."""
+    if way.cross_halves:
+        return adapt_by_cross_halves(base, examples, way, seed)
+    return adapt(base, examples, way, seed), ""
+
+
 def adapt(
-    base: AmSam, examples: Examples, way: Way, seed: int, at_step: Callable[[int, AmSam], None] | None = None
+    base: AmSam,
+    examples: Examples,
+    way: Way,
+    seed: int,
+    at_step: Callable[[int, AmSam], None] | None = None,
+    stop: int | None = None,
 ) -> AmSam:
     """Train a copy of ``base`` on all examples.
 
@@ -150,6 +141,7 @@ def adapt(
         way: How.
         seed: Of the order of examples and views, and of the low-rank updates.
         at_step: Called after each step with the number of steps so far and the network, in evaluation mode.
+        stop: The last step that is taken; the rates are those of the whole way. None for all steps.
 
     Returns:
         The network in evaluation mode.
@@ -166,7 +158,7 @@ def adapt(
     loss_function = SegmentationLoss(LAMBDA_DICE)
     prior = prototype_prior(base, examples) if way.second_prompt == "prototypes" else None
     waiting: list[int] = []
-    for step in range(1, way.steps + 1):
+    for step in range(1, (way.steps if stop is None else stop) + 1):
         while len(waiting) < BATCH_SIZE:
             waiting += order.sample(range(len(examples.features)), len(examples.features))
         cases, waiting = waiting[:BATCH_SIZE], waiting[BATCH_SIZE:]
@@ -204,15 +196,8 @@ def adapt_by_cross_halves(base: AmSam, examples: Examples, way: Way, seed: int) 
     mark, share = gentlest(scores)
     if mark == 0:
         return copy.deepcopy(base).eval(), "the base"
-    kept: dict[int, AmSam] = {}
-    last = round(mark * way.steps)
-
-    def keep(step: int, network: AmSam) -> None:
-        if step == last:
-            kept[step] = copy.deepcopy(network)
-
-    adapt(base, examples, way, seed, keep)
-    return interpolate_weights(base, kept[last], share), f"{mark:g} of the steps, {share:g} of the way"
+    network = adapt(base, examples, way, seed, stop=round(mark * way.steps))
+    return interpolate_weights(base, network, share), f"{mark:g} of the steps, {share:g} of the way"
 
 
 def gentlest(scores: Mapping[tuple[float, float], Sequence[float]]) -> tuple[float, float]:
@@ -251,7 +236,7 @@ def prototype_prior(network: AmSam, examples: Examples) -> Logits:
     Returns:
         A function of features float ``(B, C, S/16, S/16)`` to logits float ``(B, 1, S/4, S/4)``.
     """
-    grid = INPUT_SIZE // 16
+    grid = network.input_size // 16
     with torch.no_grad():
         embedding = functional.normalize(network.embed(examples.features[:, 0]), dim=1)
         truth = functional.adaptive_avg_pool2d((examples.labels[:, 0] > 0).float(), grid)
@@ -292,10 +277,10 @@ def draw_masks(network: AmSam, features: Tensor, second_prompt: SecondPrompt, pr
     if second_prompt == "mask":
         return network.predict(features, earlier_logits=first[:, 1:] - first[:, :1]).mask_logits
     if second_prompt == "box":
-        size = (INPUT_SIZE, INPUT_SIZE)
+        size = (network.input_size, network.input_size)
         masks = functional.interpolate(first, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
         boxes = [box_from_mask(mask) for mask in masks]
-        whole = full_image_box(size)
+        whole = full_image_box(size).to(masks.device)
         return network.predict(features, torch.stack([whole if box is None else box for box in boxes])).mask_logits
     return first
 
@@ -366,158 +351,3 @@ def _dice(network: AmSam, examples: Examples) -> list[float]:
         masks = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
         dices.append(float(compute_dice(masks[:, None], labels > 0, ignore_empty=False).mean()))
     return dices
-
-
-class Study:
-    """The ways on one data set.
-
-    Args:
-        name: A key of ``fewshot.TASKS``.
-        data: The data folder.
-        folder: Where records and features are kept.
-        base: Name of the base.
-        base_file: Its weights.
-    """
-
-    def __init__(self, name: str, data: Path, folder: Path, base: str, base_file: Path) -> None:
-        self.name, self.folder, self.base, self.digest = name, folder, base, weights.sha256(base_file)
-        self.network = build_amsam(
-            base, input_size=INPUT_SIZE, calibration="none", adapts="stage", base_weights=base_file
-        ).eval()
-        self.pool, scored = open_lists(name, data, "val")
-        self.field = Field(scored, self.network.image_encoder, folder / "embeddings")
-
-    def run(self, ways: Mapping[str, Way], shots: Sequence[int], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Run what is not on record, and yield each new record when it is written."""
-        done = {_identity(record) for record in read_records(self.folder)}
-        for count in shots:
-            for seed in seeds:
-                for name, way in ways.items():
-                    cell = {"set": self.name, "way": name, "settings": asdict(way), "shots": count, "seed": seed}
-                    cell |= {"base": self.base, "base_sha256": self.digest}
-                    if _identity(cell) not in done:
-                        record = {**cell, **self._measure(way, count, seed)}
-                        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(record) + "\n")
-                        yield record
-
-    def _measure(self, way: Way, shots: int, seed: int) -> dict[str, Any]:
-        start = time.monotonic()
-        views: Literal["all", "mirror"] = "mirror" if TASKS[self.name].is_upright else "all"
-        items = few_shot_draw(self.pool, shots, seed)
-        examples = encode(items, self.network, views, self.folder / "embeddings")
-        chosen = ""
-        if way.cross_halves:
-            network, chosen = adapt_by_cross_halves(self.network, examples, way, seed)
-        else:
-            network = adapt(self.network, examples, way, seed)
-        seconds = time.monotonic() - start
-        prior = prototype_prior(self.network, examples) if way.second_prompt == "prototypes" else None
-        scores = self.field.score(lambda features, _: draw_masks(network, features, way.second_prompt, prior))
-        return {
-            "images": len(scores),
-            "dice": statistics.fmean(scores),
-            "chosen": chosen,
-            "train_seconds": round(seconds, 2),
-        }
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a folder, in the order in which they were written."""
-    file = folder / RECORDS
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
-def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """One column for each data set and number of examples; the best of each is bold, of those with the most draws.
-
-    Raises:
-        ValueError: The records come from several bases or settings.
-    """
-    if len(bases := {(record["base"], record["base_sha256"]) for record in records}) != 1:
-        raise ValueError(f"the records come from {len(bases)} bases; render each folder on its own")
-    (base, digest), *_ = bases
-    columns = sorted(
-        {(record["set"], record["shots"]) for record in records}, key=lambda c: (list(TASKS).index(c[0]), c[1])
-    )
-    means: dict[tuple[str, int], dict[str, list[float]]] = {column: {} for column in columns}
-    for record in records:
-        if record["settings"] != asdict(WAYS[record["way"]]):
-            raise ValueError(f"the records of {record['way']!r} have other settings than now; run them anew")
-        means[record["set"], record["shots"]].setdefault(record["way"], []).append(100 * record["dice"])
-    best = {
-        column: max(ways, key=lambda way: (len(ways[way]), statistics.fmean(ways[way])))
-        for column, ways in means.items()
-    }
-    rows = []
-    for way in WAYS:
-        cells = [_cell(means[column].get(way, []), way == best[column]) for column in columns]
-        if any(cell != "-" for cell in cells):
-            rows.append([way, *cells])
-    images = {record["set"]: record["images"] for record in records}
-    header = [f"{TASKS[name].title}, {images[name]} images, k = {shots}" for name, shots in columns]
-    caption = (
-        f"Base `{base}` (sha256 {digest[:12]}); mean Dice in % ± standard deviation over {SEEDS} draws of the "
-        "examples, or over as many as stand in brackets."
-    )
-    return f"{caption}\n\n{table(['what is adapted, and how', *header], rows)}"
-
-
-def _cell(values: Sequence[float], is_best: bool) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    text = f"{statistics.fmean(values):.1f}{deviation}" + (f" ({len(values)})" if len(values) != SEEDS else "")
-    return f"**{text}**" if is_best else text
-
-
-def _identity(record: Mapping[str, Any]) -> str:
-    names = ("set", "way", "settings", "shots", "seed", "base_sha256")
-    return json.dumps([record[name] for name in names], sort_keys=True)
-
-
-@click.group()
-def main() -> None:
-    """Compare what is adapted, and how, on images for selection."""
-
-
-@main.command(context_settings={"show_default": True})
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
-@click.option("--set", "name", type=click.Choice(list(TASKS)), required=True)
-@click.option("--only", type=click.Choice(list(WAYS)), multiple=True, help="Only these ways.")
-@click.option("-k", "--shots", type=int, multiple=True, default=[4])
-@click.option("--seeds", default=SEEDS, help="How many, from 0.")
-@click.option("--base", default="tiny-general")
-@click.option("--base-weights", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def run(
-    data: Path,
-    output: Path,
-    name: str,
-    only: tuple[str, ...],
-    shots: tuple[int, ...],
-    seeds: int,
-    base: str,
-    base_weights: Path | None,
-) -> None:
-    """Run the ways on one data set, on one thread."""
-    set_threads(1)
-    output.mkdir(parents=True, exist_ok=True)
-    study = Study(name, data, output, base, base_weights or weights.find(base))
-    ways = {way: WAYS[way] for way in WAYS if not only or way in only}
-    for record in study.run(ways, shots, range(seeds)):
-        what = f"{name} k={record['shots']} seed {record['seed']}, {record['way']}"
-        chosen = f" ({record['chosen']})" if record["chosen"] else ""
-        click.echo(f"{what}: Dice {100 * record['dice']:.1f}{chosen}, {record['train_seconds']:.0f} s to train")
-
-
-@main.command("table")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("document", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def write_table(folder: Path, document: Path) -> None:
-    """Render the records of FOLDER into DOCUMENT, between its marks."""
-    write_block(document, "adaptation", render(read_records(folder)))
-
-
-if __name__ == "__main__":
-    main()

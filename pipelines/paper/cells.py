@@ -1,8 +1,9 @@
 """One cell of the paper's tables: train a system on a few examples, score it on the test images, take its time.
 
-AM-SAM and BLO-SAM are the bundle's own training (``train.yaml``); all other systems are in ``baselines``. Test images
-are read, squashed, scored and averaged in the same way for all. Embeddings of a frozen base are kept on disk,
-so the test images go through it once for all cells; what this saves is in no measurement of time.
+AM-SAM and BLO-SAM are the bundle's own training (``train.yaml``); ``adaptation`` has other ways to adapt a base, and
+``baselines`` all other systems. Test images are read, squashed, scored and averaged in the same way for all. Embeddings
+of a frozen base are kept on disk, so the test images go through it once for all cells; what this saves is in no
+measurement of time.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 
 from amsam_med import weights
 from amsam_med.boxes import BoxDetector, Detections
-from amsam_med.bundle import Expression, open_bundle
+from amsam_med.bundle import Expression, TrainWorkflow, open_bundle
 from amsam_med.bundle_settings import paper_settings
-from amsam_med.data.datalists import Item, few_shot_draw, open_datalist
+from amsam_med.data.datalists import Item, few_shot_draw
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import prepare_image, restore_original
 from amsam_med.detect.yolo import load_detector
@@ -39,23 +40,21 @@ from amsam_med.learn.cache import EmbeddingCache
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import Below
 from amsam_med.weights import locate_bundle
-from pipelines.paper import fewshot
+from pipelines.paper.adaptation import Way, adapt_by, draw_masks, encode, prototype_prior
 from pipelines.paper.baselines import BASELINES
 from pipelines.paper.baselines.interface import BaselineNetwork, Recipe, Setting
 from pipelines.paper.baselines.training import load_examples, train_baseline, trained_parameters
-from pipelines.paper.fewshot import Task, few_shot_detector
-from pipelines.paper.store import Cell, Identity, Measured, Store
+from pipelines.paper.store import ADAPT, AM_SAM, Cell, Identity, Measured, Store
+from pipelines.paper.tasks import TASKS, Part, data_set_of, few_shot_detector, open_lists
 
-AM_SAM = "am-sam"
+OURS = (AM_SAM, ADAPT)
+"""Methods that adapt the base itself, and take what its frozen encoder makes of the images."""
 AT_ONCE = 8
 """Test images that a network takes at once."""
 TIMED_IMAGES = 12
 PACKAGES = ("amsam-med", "torch", "monai", "timm", "torchvision", "ultralytics", "segment-anything")
-TASKS = {**fewshot.TASKS, "tiktok": Task("TikTok body", "amsam_body", "person", True, {})}
-"""The paper's three data sets; each is a folder of this name in the data folder."""
 
 DetectorKind = Literal["none", "k-shot", "shipped"]
-Part = Literal["val", "test"]
 EpochDone = Callable[[int, AmSam], None]
 """Called after each epoch with its number, from 1, and the network in evaluation mode."""
 
@@ -89,8 +88,9 @@ class Job(NamedTuple):
     """A system and how to train it, as a row of a table names it.
 
     Attributes:
-        method: ``"am-sam"``, or a name of :data:`pipelines.paper.baselines.BASELINES`.
-        settings: Over the bundle's ``train.yaml``, or over the baseline's recipe.
+        method: ``"am-sam"``, ``"adapt"``, or a name of :data:`pipelines.paper.baselines.BASELINES`.
+        settings: Over the bundle's ``train.yaml``, those of a :class:`~pipelines.paper.adaptation.Way`, or over the
+            baseline's recipe.
         detector: Where boxes come from.
         is_paper: Begin with ``paper.yaml`` (AM-SAM's training alone).
     """
@@ -103,6 +103,8 @@ class Job(NamedTuple):
     @property
     def is_trained(self) -> bool:
         """Whether examples and seeds make a difference."""
+        if self.method == ADAPT:
+            return Way(**self.settings).needs_examples
         return self.method == AM_SAM or self.detector == "k-shot" or BASELINES[self.method].recipe is not None
 
 
@@ -180,12 +182,14 @@ class Trained(NamedTuple):
         predict: Logits float ``(B, 2, h, w)`` of a slice of the test images.
         predict_pixels: The same of images float ``(B, 3, S, S)`` in [0, 1], detector included.
         input_size: Of those images.
+        chosen: What the training has chosen by itself, as printed; empty for nothing.
     """
 
     network: nn.Module
     predict: Callable[[slice], Tensor]
     predict_pixels: Callable[[Tensor], Tensor]
     input_size: int
+    chosen: str = ""
 
 
 class Bench:
@@ -206,10 +210,10 @@ class Bench:
     def identity(self, job: Job, shots: int, seed: int) -> Identity:
         """What a cell is, before it is run."""
         place = self.place
-        has_base = job.method == AM_SAM or BASELINES[job.method].has_base
+        has_base = job.method in OURS or BASELINES[job.method].has_base
         shipped = job.detector == "shipped"
         return Identity(
-            data_set=self.name if self.part == "test" else f"{self.name}/{self.part}",
+            data_set=data_set_of(self.name, self.part),
             method=job.method,
             settings=settings_of(job),
             detector=job.detector,
@@ -245,6 +249,7 @@ class Bench:
             parameters=_count(network),
             origin=self.place.base if baseline is None else baseline.origin,
             variant="" if baseline is None else baseline.variant,
+            chosen=trained.chosen,
             device=_device_name(self.place.device),
             threads=torch.get_num_threads(),
             is_processor_time=is_processor_time(self.place.device),
@@ -273,6 +278,8 @@ class Bench:
         """
         if job.method == AM_SAM:
             return self._train_am_sam(job, shots, seed, detector_file, epoch_done)
+        if job.method == ADAPT:
+            return self._adapt(Way(**job.settings), shots, seed)
         return self._train_baseline(job, shots, seed, detector_file)
 
     def am_sam_logits(self, network: AmSam, detector_file: Path | None, some: slice) -> Tensor:
@@ -293,34 +300,56 @@ class Bench:
             recorder.network.train()
 
         with tempfile.TemporaryDirectory() as folder:
-            parser = open_bundle(
-                self.task.bundle,
-                "train",
-                {
-                    **_overrides(job),
-                    "data": list(self.pool),
-                    "output_dir": folder,
-                    "save_whole_model": False,
-                    "shots": shots,
-                    "seed": seed,
-                    "base": place.base,
-                    "base_file": None if place.base_file is None else str(place.base_file),
-                    "input_size": place.input_size,
-                    "device": torch.device(place.device),
-                    "detector_file": None if detector_file is None else str(detector_file),
-                    "epoch_progress": None if epoch_done is None else note,
-                },
-            )
-            parser.get_parsed_content("initialize")
-            trainer, recorder = (parser.get_parsed_content(f"train::{part}") for part in ("trainer", "recorder"))
-            trainer.run()
+            settings = {
+                **_overrides(job),
+                "data": list(self.pool),
+                "output_dir": folder,
+                "save_whole_model": False,
+                "shots": shots,
+                "seed": seed,
+                "base": place.base,
+                "base_file": None if place.base_file is None else str(place.base_file),
+                "input_size": place.input_size,
+                "device": torch.device(place.device),
+                "detector_file": None if detector_file is None else str(detector_file),
+                "epoch_progress": None if epoch_done is None else note,
+            }
+            workflow = TrainWorkflow(open_bundle(self.task.bundle, "train", settings))
+            workflow.initialize()
+            recorder = workflow.recorder
+            workflow.trainer.run()
         network = recorder.network.eval()
-        inferer = PromptInferer(parser.get_parsed_content("detector"))
+        inferer = PromptInferer(workflow.detector)
         return Trained(
             network,
             lambda some: self.am_sam_logits(network, detector_file, some),
             lambda images: inferer.predict(images, network).mask_logits,
             place.input_size,
+            f"epoch {recorder.best_epoch}",
+        )
+
+    def _adapt(self, way: Way, shots: int, seed: int) -> Trained:
+        place = self.place
+        base = build_amsam(
+            place.base, input_size=place.input_size, calibration="none", adapts="stage", base_weights=place.base_file
+        )
+        base.to(place.device).eval()
+        network, chosen, prior = base, "", None
+        if way.needs_examples:
+            drawn = few_shot_draw(self.pool, shots, seed)
+            examples = encode(drawn, base, "mirror" if self.task.is_upright else "all")
+            network, chosen = adapt_by(base, examples, way, seed)
+            prior = prototype_prior(base, examples) if way.second_prompt == "prototypes" else None
+
+        def predict(features: Tensor) -> Tensor:
+            return draw_masks(network, features.to(place.device), way.second_prompt, prior)
+
+        return Trained(
+            network,
+            lambda some: predict(self.test.encoded(place)[some]),
+            lambda images: predict(network.frozen_encoder(images)),
+            place.input_size,
+            chosen,
         )
 
     def _train_baseline(self, job: Job, shots: int, seed: int, detector_file: Path | None) -> Trained:
@@ -359,7 +388,7 @@ class Bench:
 
     def _warm_up(self, job: Job, detector_file: Path | None) -> None:
         """Read and encode the test images before anything is timed or weighed."""
-        if job.method == AM_SAM:
+        if job.method in OURS:
             self.test.encoded(self.place)
             if detector_file is not None:
                 self.test.boxes(detector_file, self.place)
@@ -388,16 +417,9 @@ def run_cell(bench: Bench, store: Store, job: Job, shots: int, seed: int) -> Cel
     return cell
 
 
-def open_lists(name: str, data: Path, part: Part) -> tuple[list[Item], list[Item]]:
-    """Items to draw examples from, and items to score on."""
-    if part == "val":
-        return fewshot.open_lists(name, data, part)
-    return open_datalist(data / name, "train"), open_datalist(data / name, part)
-
-
 def recipe_of(job: Job) -> Recipe | None:
-    """How a baseline is trained; None for AM-SAM's own training, and for systems that are used as they are."""
-    recipe = None if job.method == AM_SAM else BASELINES[job.method].recipe
+    """How a baseline is trained; None for our own trainings, and for systems that are used as they are."""
+    recipe = None if job.method in OURS else BASELINES[job.method].recipe
     return None if recipe is None else replace(recipe, **job.settings)
 
 
@@ -409,6 +431,8 @@ def _overrides(job: Job) -> dict[str, Any]:
 
 def settings_of(job: Job) -> dict[str, Any]:
     """Every setting of a training, the defaults included: a changed default is another cell."""
+    if job.method == ADAPT:
+        return asdict(Way(**job.settings))
     if job.method != AM_SAM:
         recipe = recipe_of(job)
         return {} if recipe is None else asdict(recipe)

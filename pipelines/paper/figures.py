@@ -29,7 +29,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from amsam_med import weights
 from amsam_med.data.readers import read_image, read_mask
 from amsam_med.data.transforms import restore_original
 from amsam_med.errors import AmsamError, DataError
@@ -39,9 +38,10 @@ from amsam_med.model import AmSam
 from amsam_med.report import BLUE, DOTS_PER_INCH, ORANGE
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.threads import set_threads
-from pipelines.paper.cells import AM_SAM, TASKS, Bench, Job, Place, run_cell
-from pipelines.paper.options import common_options
-from pipelines.paper.store import Cell, Store
+from pipelines.paper.cells import Bench, Job, Place, run_cell
+from pipelines.paper.options import base_file, common_options
+from pipelines.paper.store import AM_SAM, Cell, Store
+from pipelines.paper.tasks import TASKS
 
 BLO_SAM_JOB = Job(AM_SAM, {"prompt": "none", "calibration": "none"}, is_paper=True)
 AM_SAM_JOB = Job(AM_SAM, {}, "shipped", is_paper=True)
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data=draw_set(options.output / "drawn") if options.drawn else options.data,
         output=options.output,
         base=options.base,
-        base_file=weights.find(options.base, options.weights_dir),
+        base_file=base_file(options),
         device=options.device,
     )
     store, folder = Store(options.output), options.documents or options.output / "figures"

@@ -2,7 +2,8 @@
 
 A cell is one training (or one system used as it is) on one data set. Its key is a hash of all that decides its result:
 the data set, the system with its settings, the number of examples, the seed, and the weights it stands on. Where it ran
-and how long it took is recorded, and is no part of the key.
+and how long it took is recorded, and is no part of the key. Lines of JSON that earlier versions wrote are taken in
+when their folder is opened.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.paper.tasks import data_set_of
+
+AM_SAM, ADAPT = "am-sam", "adapt"
 RESULTS = "results.sqlite"
 
 _SCHEMA = """
@@ -38,7 +42,7 @@ class Identity:
 
     Attributes:
         data_set: Name of the data set whose test images are scored.
-        method: ``"am-sam"``, or a name of ``pipelines.paper.baselines.BASELINES``.
+        method: ``"am-sam"``, ``"adapt"``, or a name of ``pipelines.paper.baselines.BASELINES``.
         settings: Of the training; empty for a system used as it is.
         detector: Where boxes come from: ``"none"``, ``"shipped"`` or ``"k-shot"``.
         shots: How many examples; 0 for a system used as it is.
@@ -77,7 +81,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cell came to.
+    """What a cell came to; 0 and empty texts are what a record of an earlier version does not say.
 
     Attributes:
         dice: Mean over the test images at their own size, in [0, 1].
@@ -89,6 +93,7 @@ class Measured:
         parameters: How many there are, without the detector.
         origin: Where the weights come from that training starts from.
         variant: What differs from the published system.
+        chosen: What the training has chosen by itself, as printed.
         device: What it ran on.
         threads: Of the processor.
         is_processor_time: Whether times are the processor's instead of the clock's.
@@ -99,18 +104,19 @@ class Measured:
 
     dice: float
     train_seconds: float
-    detector_seconds: float
-    milliseconds: float
-    peak_megabytes: float
-    trained_parameters: int
-    parameters: int
-    origin: str
-    variant: str
-    device: str
-    threads: int
-    is_processor_time: bool
-    commit: str
-    date: str
+    detector_seconds: float = 0.0
+    milliseconds: float = 0.0
+    peak_megabytes: float = 0.0
+    trained_parameters: int = 0
+    parameters: int = 0
+    origin: str = ""
+    variant: str = ""
+    chosen: str = ""
+    device: str = ""
+    threads: int = 0
+    is_processor_time: bool = False
+    commit: str = ""
+    date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -121,7 +127,7 @@ class Cell:
     Attributes:
         identity: What it is.
         measured: What it came to.
-        scores: Dice of each test image, by the stem of its file.
+        scores: Dice of each test image, by the stem of its file; empty in a record of an earlier version.
     """
 
     identity: Identity
@@ -141,24 +147,24 @@ class Store:
         self.path = folder / RESULTS
         with self._open() as connection:
             connection.executescript(_SCHEMA)
+        self.add(*_earlier_cells(folder))
 
     def __contains__(self, identity: Identity) -> bool:
         """Whether the cell is finished."""
         with self._open() as connection:
             return connection.execute("SELECT 1 FROM cells WHERE key = ?", (identity.key,)).fetchone() is not None
 
-    def add(self, cell: Cell) -> None:
-        """Record a finished cell, whole or not at all; one that is there already stays."""
-        identity, key = cell.identity, cell.identity.key
-        row = (key, identity.text, identity.data_set, identity.method, identity.shots, identity.seed, identity.base)
+    def add(self, *cells: Cell) -> None:
+        """Record finished cells, all or none; one that is there already stays."""
+        rows, scores = [], []
+        for cell in cells:
+            one, key, measured = cell.identity, cell.identity.key, cell.measured
+            row = (key, one.text, one.data_set, one.method, one.shots, one.seed, one.base)
+            rows.append((*row, json.dumps(asdict(measured)), measured.date))
+            scores += [(key, *score) for score in cell.scores.items()]
         with self._open() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, json.dumps(asdict(cell.measured)), cell.measured.date),
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", [(key, *score) for score in cell.scores.items()]
-            )
+            connection.executemany("INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", scores)
 
     def add_curve(self, identity: Identity, dice: Mapping[int, float]) -> None:
         """Record the Dice after some epochs of a training, by the number of the epoch."""
@@ -201,3 +207,44 @@ class Store:
 def _measured(record: Mapping[str, Any]) -> Measured:
     known = {column.name for column in fields(Measured)}
     return Measured(**{name: value for name, value in record.items() if name in known})
+
+
+def _earlier_cells(folder: Path) -> Iterator[Cell]:
+    """The cells of ``cells.jsonl`` (few-shot table and trials) and of ``adaptation.jsonl``, a line of JSON each."""
+    for name, read in (("cells.jsonl", _of_few_shot), ("adaptation.jsonl", _of_adaptation)):
+        if (file := folder / name).is_file():
+            yield from (read(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines())
+
+
+def _of_few_shot(record: Mapping[str, Any]) -> Cell:
+    is_shipped = record["detector"] == "shipped"
+    identity = _earlier_identity(record, data_set_of(record["set"], record["part"]), AM_SAM)
+    identity = replace(
+        identity,
+        settings={"rank": 4, **record["settings"]},  # the rank was the same for all, and not said
+        detector=record["detector"],
+        detector_sha256=record["detector_sha256"] if is_shipped else "",
+    )
+    return Cell(identity, Measured(record["dice"], record["train_seconds"], chosen=f"epoch {record['best_epoch']}"), {})
+
+
+def _of_adaptation(record: Mapping[str, Any]) -> Cell:
+    identity = _earlier_identity(record, data_set_of(record["set"], "val"), ADAPT)
+    return Cell(identity, Measured(record["dice"], record["train_seconds"], chosen=record["chosen"]), {})
+
+
+def _earlier_identity(record: Mapping[str, Any], data_set: str, method: str) -> Identity:
+    return Identity(
+        data_set=data_set,
+        method=method,
+        settings=record["settings"],
+        detector="none",
+        shots=record["shots"],
+        seed=record["seed"],
+        base=record["base"],
+        base_sha256=record["base_sha256"],
+        detector_sha256="",
+        input_size=256,
+        is_pretrained=False,
+        images=record["images"],
+    )

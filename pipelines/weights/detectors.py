@@ -4,7 +4,8 @@
     python -m pipelines.weights.detectors person --data DATA -o person.safetensors
     python -m pipelines.weights.detectors lesion --data DATA --epochs 0 --from old.safetensors -o new.safetensors
 
-Without epochs it only scores. With ``--document`` the scores are also written as a table between that document's marks for the detector.
+Without epochs it only scores. With ``--document`` the scores are also written as a table between that document's marks
+for the detector.
 
 The lesion detector learns from ISIC 2018's training part and HAM10000, and is selected on ISIC's validation part. The
 person detector learns from photos of people, from portraits cut out of them, and from people pasted onto scenes without

@@ -1,21 +1,23 @@
-"""Tables as files say them: which rows, on which data sets, with how many examples."""
+"""Tables as the files in this folder say them: which rows, on which data sets, with how many examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from amsam_med.errors import ConfigError
 from pipelines.paper.baselines import BASELINES
-from pipelines.paper.cells import AM_SAM, TASKS, Job
+from pipelines.paper.cells import OURS, Job
+from pipelines.paper.tasks import TASKS, Part, data_set_of
 
 FOLDER = Path(__file__).resolve().parent
 NUMBERS = FOLDER / "paper_numbers.yaml"
 PROFILES = ("full", "cpu")
+SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,16 @@ class Table:
     Attributes:
         name: Of its file.
         title: As printed.
-        sets: Data sets, keys of :data:`pipelines.paper.cells.TASKS`.
+        sets: Data sets, keys of :data:`pipelines.paper.tasks.TASKS`.
         shots: Numbers of examples.
         rows: In order.
         paper: By data set, row and shots: the paper's Dice in percent.
         where: Where the paper has them.
+        part: Which images are scored.
+        seeds: How many a run has by default.
+        compared_over: What differences from the reference row are tested over: the images, by Wilcoxon's signed-rank
+            test of their means over seeds; or the draws of examples, by paired t-tests with Holm's correction over the
+            table.
     """
 
     name: str
@@ -60,6 +67,13 @@ class Table:
     rows: tuple[Row, ...]
     paper: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
     where: str = ""
+    part: Part = "test"
+    seeds: int = SEEDS
+    compared_over: Literal["images", "draws"] = "images"
+
+    def set_of(self, data_set: str) -> str | None:
+        """Which of the table's sets the identity of a cell means; None for none of them."""
+        return next((name for name in self.sets if data_set_of(name, self.part) == data_set), None)
 
     @property
     def reference(self) -> Row | None:
@@ -69,7 +83,7 @@ class Table:
 
 def table_names() -> list[str]:
     """All tables there are files for."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem.startswith(("table", "ours")))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(("paper_", "rows_")))
 
 
 def read_table(name: str, profile: str = "full") -> Table:
@@ -86,20 +100,21 @@ def read_table(name: str, profile: str = "full") -> Table:
         raise ConfigError(f"there is no table {name!r}; expected one of {', '.join(table_names())}")
     content = _read(FOLDER / f"{name}.yaml")
     rows = content.get("rows") or _read(FOLDER / f"rows_{content['rows_of']}.yaml")["rows"]
-    numbers = _read(NUMBERS)[content["paper"]] if "paper" in content else {}
+    numbers = [_read(NUMBERS)[one] for one in content.get("paper", ())]
     return Table(
         name=name,
         title=content["title"],
         sets=tuple(_known(one, TASKS, "data set") for one in content["sets"]),
         shots=tuple(content["shots"]),
         rows=tuple(_row(entry, profile) for entry in rows),
-        paper={key: value for key, value in numbers.items() if key in TASKS},
-        where=numbers.get("where", ""),
+        paper={key: value for one in numbers for key, value in one.items() if key in TASKS},
+        where="; ".join(one["where"] for one in numbers),
+        **{name: content[name] for name in ("part", "seeds", "compared_over") if name in content},
     )
 
 
 def _row(entry: Mapping[str, Any], profile: str) -> Row:
-    method = _known(entry["method"], {AM_SAM, *BASELINES}, "method")
+    method = _known(entry["method"], {*OURS, *BASELINES}, "method")
     changed = entry.get("cpu", {}) if profile == "cpu" else {}
     settings = {**entry.get("settings", {}), **changed}
     if not entry.get("encode_once", True):

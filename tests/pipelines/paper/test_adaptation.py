@@ -1,11 +1,10 @@
-"""Ways to adapt: what each trains and leaves, what halves choose, and what is printed."""
+"""Ways to adapt: what each trains and leaves, what halves choose, and how its cells are scored."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +15,7 @@ from amsam_med.model import AmSam, build_amsam
 from amsam_med.synthetic import write_dermoscopy
 from pipelines.paper import adaptation
 from pipelines.paper.adaptation import (
-    WAYS,
     Examples,
-    Study,
     Way,
     adapt,
     adapt_by_cross_halves,
@@ -27,9 +24,9 @@ from pipelines.paper.adaptation import (
     gentlest,
     interpolate_weights,
     prototype_prior,
-    read_records,
-    render,
 )
+from pipelines.paper.cells import Bench, Job, Place
+from pipelines.paper.store import ADAPT
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def base() -> AmSam:
 def examples(base: AmSam, tmp_path_factory: pytest.TempPathFactory) -> Examples:
     folder = tmp_path_factory.mktemp("examples")
     write_dermoscopy(folder, 4, seed=3, size=(72, 96))
-    return encode(folder_datalist(folder), base, "mirror", folder / "embeddings")
+    return encode(folder_datalist(folder), base, "mirror")
 
 
 def changed(before: AmSam, after: AmSam) -> set[str]:
@@ -119,7 +116,35 @@ def test_cross_halves_go_as_far_as_they_choose(
     states: list[AmSam] = []
     adapt(base, examples, way, 0, lambda step, now: states.append(interpolate_weights(base, now, 0.25)))
     assert chosen == "0.5 of the steps, 0.25 of the way"
+    assert len(states) == way.steps
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in states[1].state_dict().items())
+
+
+def test_a_training_stops_where_it_is_told_and_is_the_whole_one_until_then(base: AmSam, examples: Examples) -> None:
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def keep(_step: int, network: AmSam) -> None:
+        steps.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    adapt(base, examples, Way(steps=3), 0, keep)
+    stopped = adapt(base, examples, Way(steps=3), 0, keep, stop=2)
+    assert len(steps) == 3 + 2
+    assert all(torch.equal(value, steps[1][name]) for name, value in stopped.state_dict().items())
+
+
+def test_cross_halves_train_no_further_than_they_choose(
+    base: AmSam, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops: list[int | None] = []
+
+    def note(base: AmSam, *_: object, stop: int | None = None) -> AmSam:
+        stops.append(stop)
+        return base
+
+    monkeypatch.setattr(adaptation, "adapt", note)
+    monkeypatch.setattr(adaptation, "gentlest", lambda scores: (0.5, 1.0))
+    adapt_by_cross_halves(base, examples, Way(steps=8, cross_halves=True), seed=0)
+    assert stops == [None, None, 4]
 
 
 def test_a_share_of_the_way(base: AmSam, examples: Examples) -> None:
@@ -146,37 +171,16 @@ def test_second_prompts_change_the_mask(base: AmSam, examples: Examples) -> None
     assert not torch.equal(plain, box)
 
 
-def test_what_is_on_record_is_not_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [Way(steps=0), Way("decoder", steps=1), Way(steps=1, second_prompt="prototypes")])
+def test_a_way_is_a_cell_like_any_other(way: Way, tmp_path: Path) -> None:
     for seed, part in enumerate(("train", "val")):
         write_dermoscopy(tmp_path / "isic2018" / part, 4, seed=seed, size=(72, 96))
-    ways = {"W": Way("decoder", steps=1), "none: the base as it is": WAYS["none: the base as it is"]}
-    study = Study("isic2018", tmp_path, tmp_path / "run", "tiny", weights.find("tiny"))
-    study.folder.mkdir(exist_ok=True)
-    first = [*study.run(ways, [2], [0])]
-    again = [*study.run(ways, [2], [0, 1])]
-    assert [(made["way"], made["seed"]) for made in first + again] == [(way, seed) for seed in (0, 1) for way in ways]
-    assert read_records(study.folder) == first + again
-    assert first[1]["dice"] == again[1]["dice"] > 0  # the base needs no draw
-    assert first[0]["images"] == 4
-
-
-def record(**changes: Any) -> dict[str, Any]:
-    plain = {"set": "isic2018", "way": "W", "settings": asdict(WAYS["W"]), "shots": 4, "seed": 0}
-    return {**plain, "base": "tiny", "base_sha256": "0123456789abcdef", "images": 150, "dice": 0.5, **changes}
-
-
-def test_the_best_of_a_column_is_bold() -> None:
-    neck = {"way": "W and neck", "settings": asdict(WAYS["W and neck"])}
-    draws = [record(), record(seed=1, dice=0.6), record(seed=2, dice=0.55)]
-    text = render([*draws, record(**neck, dice=0.7)])
-    assert "| W | **55.0 ± 5.0** |" in text
-    assert "| W and neck | 70.0 (1) |" in text
-    assert "| **65.0 ± 5.0** |" in render([*draws, *({**one, **neck, "dice": one["dice"] + 0.1} for one in draws)])
-    assert "0123456789ab" in text
-    assert "150 images, k = 4" in text
-
-
-@pytest.mark.parametrize("changes", [{"base_sha256": "another"}, {"settings": {**asdict(WAYS["W"]), "steps": 1}}])
-def test_records_that_do_not_belong_together_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"bases|settings"):
-        render([record(), record(seed=1, **changes)])
+    bench = Bench("isic2018", Place(tmp_path, tmp_path / "run", "tiny", weights.find("tiny")), "val")
+    job = Job(ADAPT, asdict(way))
+    made = bench.run(job, 2, 1)
+    assert made.identity.data_set == "isic2018/val"
+    assert made.identity.settings == asdict(way)
+    assert (made.identity.shots, made.identity.seed) == ((2, 1) if way.steps else (0, 0))
+    assert (made.measured.trained_parameters > 0) == bool(way.steps)
+    assert len(made.scores) == 4
+    assert 0 < made.measured.dice < 1

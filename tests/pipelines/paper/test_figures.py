@@ -11,8 +11,9 @@ from amsam_med import weights
 from amsam_med.errors import DataError
 from amsam_med.synthetic import write_dermoscopy
 from pipelines.paper import figures
-from pipelines.paper.cells import TASKS, Bench, Place
+from pipelines.paper.cells import Bench, Place
 from pipelines.paper.store import Store
+from pipelines.paper.tasks import TASKS
 
 
 @pytest.fixture(scope="module")

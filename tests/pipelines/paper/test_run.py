@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
+import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,21 @@ from scipy.stats import wilcoxon
 
 from amsam_med import weights
 from amsam_med.boxes import Detections
-from amsam_med.bundle import open_bundle
+from amsam_med.bundle import TrainWorkflow, open_bundle
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import EvaluateOptions, evaluate
 from amsam_med.model.amsam import Prediction
 from amsam_med.synthetic import write_dermoscopy
+from pipelines.markdown import write_block
 from pipelines.paper import run
 from pipelines.paper.baselines import BASELINES
 from pipelines.paper.baselines.sam import two_channels
 from pipelines.paper.baselines.training import ViewedImages, course
-from pipelines.paper.cells import AM_SAM, Bench, Job, Place, run_cell, settings_of
-from pipelines.paper.rendering import Entry, as_csv, as_latex, as_markdown, collect, compare
-from pipelines.paper.store import Cell, Identity, Measured, Store
+from pipelines.paper.cells import Bench, Job, Place, run_cell, settings_of
+from pipelines.paper.rendering import Entry, as_csv, as_latex, as_markdown, collect, compare_over_images, render
+from pipelines.paper.store import ADAPT, AM_SAM, Cell, Identity, Measured, Store
 from pipelines.paper.tables import IN_EVERY_STEP, Row, Table, read_table, table_names
+from tests.conftest import REPOSITORY
 
 QUICK: dict[str, Any] = {"epochs": 1, "views": "none"}
 JOB = Job(AM_SAM, QUICK, "shipped")
@@ -104,11 +108,10 @@ def filled(tmp_path: Path) -> Store:
 def test_a_cell_scores_what_evaluate_scores(place: Place, data: Path, tmp_path: Path) -> None:
     bench = Bench("isic2018", place)
     made = bench.run(JOB, 4, 0)
-    kept: dict[str, Any] = {}
     overrides = {**QUICK, "dataset_dir": str(data / "isic2018"), "output_dir": str(tmp_path / "run"), "shots": 4}
-    parser = open_bundle("amsam_isic", "train", {**overrides, "base_file": str(place.base_file), **kept})
-    parser.get_parsed_content("initialize")
-    parser.get_parsed_content("train::trainer").run()
+    workflow = TrainWorkflow(open_bundle("amsam_isic", "train", {**overrides, "base_file": str(place.base_file)}))
+    workflow.initialize()
+    workflow.trainer.run()
     options = EvaluateOptions(adapter=tmp_path / "run" / "adapter.safetensors", part="test")
     summary = evaluate(data / "isic2018", tmp_path / "scores", options).summary
     assert made.measured.dice == pytest.approx(summary.dice, abs=2e-4)
@@ -186,20 +189,110 @@ def test_the_cpu_profile_says_what_it_changes() -> None:
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no table 'table9'; expected one of ours_calibration"):
+    with pytest.raises(ConfigError, match="no table 'table9'; expected one of adaptation, few-shot, ours_calibration"):
         read_table("table9")
 
 
 def test_a_comparison_is_wilcoxons_over_images_of_shared_seeds() -> None:
     reference = [cell(scores(0.7, seed), seed=seed) for seed in (0, 1)]
     other = [cell(scores(0.6, seed + 10), seed=seed) for seed in (1, 2)]
-    p, difference = compare(other, reference)
+    p, difference = compare_over_images(other, reference)
     names = sorted(reference[1].scores)
     expected = np.array([other[0].scores[name] - reference[1].scores[name] for name in names])
     assert p == pytest.approx(wilcoxon(expected).pvalue)
     assert difference == pytest.approx(100 * expected.mean())
-    assert compare(reference, reference) == (1.0, 0.0)
-    assert compare([cell(scores(0.6, 9), seed=7)], reference) == (None, None)
+    assert compare_over_images(reference, reference) == (1.0, 0.0)
+    assert compare_over_images([cell(scores(0.6, 9), seed=7)], reference) == (None, None)
+    assert compare_over_images([replace(one, scores={}) for one in reference], reference) == (None, None)
+
+
+def few_shot_cells(table: Table, dice: Mapping[str, Sequence[float]], shots: int = 4) -> list[Cell]:
+    """A cell for each row's name and Dice, without the scores of images."""
+    cells = []
+    for name, values in dice.items():
+        job = next(row.job for row in table.rows if row.name == name)
+        plain = identity(settings=settings_of(job), detector=job.detector, shots=shots)
+        cells += [Cell(replace(plain, seed=seed), Measured(one, 10.0), {}) for seed, one in enumerate(values)]
+    return cells
+
+
+def test_rows_that_differ_over_the_draws_are_marked(tmp_path: Path) -> None:
+    table, store = read_table("few-shot"), Store(tmp_path)
+    first, better, unsure, few = (row.name for row in table.rows[:4])
+    base = (0.50, 0.60, 0.70, 0.60, 0.55)
+    gains = {first: (0.0,) * 5, better: (0.10, 0.11, 0.10, 0.09, 0.10), unsure: (0.10, -0.11, 0.1, -0.09, 0.01)}
+    dice = {name: [one + gain for one, gain in zip(base, added, strict=True)] for name, added in gains.items()}
+    store.add(*few_shot_cells(table, {**dice, few: [0.7, 0.8]}))
+    lines, columns = collect(table, store, "tiny", (4,))
+    text = as_markdown(table, lines, columns, "tiny")
+    assert f"| **{first}** | 59.0 ± 7.4 (5) [65.1] | - [89.1] |" in text
+    assert f"| {better} | 69.0 ± 7.4 (5) ▲" in text
+    assert f"| {unsure} | 59.2 ± 12.4 (5) = | - |" in text
+    assert f"| {few} | 75.0 ± 7.1 (2) | - |" in text
+    assert "paired t-tests over the draws of examples with Holm's correction over the table" in text
+
+
+def test_the_more_is_compared_the_less_is_called_different(tmp_path: Path) -> None:
+    table, store = read_table("few-shot"), Store(tmp_path)
+    first, *others = (row.name for row in table.rows)
+    base = (0.50, 0.60, 0.70, 0.60, 0.55)
+    near = [dice + 0.01 * seed + 0.005 for seed, dice in enumerate(base)]
+    store.add(*few_shot_cells(table, {first: base, others[0]: near}))
+    assert collect(table, store, "tiny", (4,))[0][1].entries["isic2018", 4].differs  # p = 0.02
+    store.add(*few_shot_cells(table, dict.fromkeys(others, near)))
+    lines, _ = collect(table, store, "tiny", (4,))  # the smallest of eleven p values must be below 0.05 / 11
+    assert len(lines) == 12
+    assert not any(line.entries["isic2018", 4].differs for line in lines)
+
+
+def test_lines_of_json_of_earlier_versions_are_cells(tmp_path: Path) -> None:
+    table = read_table("few-shot")
+    row = table.rows[-1]
+    plain = {"set": "isic2018", "shots": 8, "seed": 1, "base": "tiny", "base_sha256": "abc", "images": 20, "dice": 0.7}
+    settings = {name: value for name, value in settings_of(row.job).items() if name != "rank"}
+    few_shot = {**plain, "part": "test", "row": "as it was called", "detector": "shipped", "settings": settings}
+    few_shot |= {"detector_sha256": "def", "d2_dice": 0.8, "best_epoch": 5, "train_seconds": 9.0, "seconds": 11.0}
+    way = read_table("adaptation").rows[1]
+    adapted = {**plain, "way": "W", "settings": settings_of(way.job), "chosen": "", "train_seconds": 9.0}
+    (tmp_path / "cells.jsonl").write_text(json.dumps(few_shot) + "\n", encoding="utf-8")
+    (tmp_path / "adaptation.jsonl").write_text(json.dumps(adapted) + "\n", encoding="utf-8")
+    for _ in range(2):  # opened again, they are taken in once
+        found = Store(tmp_path).cells()
+        assert {(one.identity.method, one.identity.data_set) for one in found} == {
+            (AM_SAM, "isic2018"),
+            (ADAPT, "isic2018/val"),
+        }
+        assert len(found) == 2
+    document = tmp_path / "page.md"
+    document.write_text("<!-- begin few-shot -->\n<!-- end few-shot -->\n", encoding="utf-8")
+    render(table, Store(tmp_path), "tiny", tmp_path / "tables", document=document)
+    text = document.read_text(encoding="utf-8")
+    assert f"| {row.name} | - [66.3] | 70.0 (1) [73.6] | - [71.9] | - [90.4] | - [92.9] | - [93.3] |" in text
+    assert "1 cells, 1 of them with neither date nor machine on record; sha256 of the base abc." in text
+    lines, _ = collect(read_table("adaptation"), Store(tmp_path), "tiny", (8,))
+    assert [(line.row.name, line.entries["isic2018", 8].mean) for line in lines] == [(way.name, 70.0)]
+
+
+def test_a_run_of_an_earlier_version_is_not_run_again(place: Place, tmp_path: Path) -> None:
+    bench, job = Bench("isic2018", place, "val"), Job(ADAPT, {"parts": "decoder", "steps": 1})
+    wanted = bench.identity(job, 2, 0)
+    record = {"set": "isic2018", "way": "W", "settings": settings_of(job), "shots": 2, "seed": 0, "base": "tiny"}
+    record |= {"base_sha256": bench.base_sha256, "images": 5, "dice": 0.5, "chosen": "", "train_seconds": 1.0}
+    (tmp_path / "adaptation.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert wanted in Store(tmp_path)
+    assert run_cell(bench, Store(tmp_path), job, 2, 0) is None
+
+
+@pytest.mark.parametrize("name", ["few-shot", "trials", "adaptation"])
+def test_the_document_has_the_marks(name: str, tmp_path: Path) -> None:
+    document = Path(shutil.copy(REPOSITORY / "docs" / "few-shot.md", tmp_path / "page.md"))
+    write_block(document, name, "new content")
+    assert "new content" in document.read_text(encoding="utf-8")
+
+
+def test_rows_without_a_detector_take_no_box() -> None:
+    rows = read_table("few-shot").rows
+    assert all((settings_of(row.job)["prompt"] == "none") == (row.job.detector == "none") for row in rows)
 
 
 def test_a_table_prints_means_deviations_and_the_papers_numbers(filled: Store) -> None:
