@@ -146,7 +146,7 @@ class TestImages:
         return self._encoded[key]
 
     def boxes(self, detector_file: Path, place: Place) -> Detections:
-        """A box an image, xyxy pixels of the model input; each detector looks once."""
+        """One box per image, xyxy pixels of the model input; each detector looks once."""
         if detector_file not in self._boxes:
             detector: BoxDetector = load_detector(detector_file).to(place.device)
             found = [detector(self.batch(some, place.input_size).to(place.device)) for some in self._slices()]
@@ -198,7 +198,7 @@ class Bench:
     Args:
         name: A key of :data:`TASKS`.
         place: Where data and results are, and on which base.
-        part: ``"test"``, or ``"val"`` for curves over epochs: images that no result is reported on.
+        part: ``"test"``, or ``"val"`` for selection and for curves over epochs: images that no result is reported on.
     """
 
     def __init__(self, name: str, place: Place, part: Part = "test") -> None:
@@ -316,8 +316,8 @@ class Bench:
             }
             workflow = TrainWorkflow(open_bundle(self.task.bundle, "train", settings))
             workflow.initialize()
-            recorder = workflow.recorder
-            workflow.trainer.run()
+            trainer, recorder = workflow.trainer, workflow.recorder
+            trainer.run()
         network = recorder.network.eval()
         inferer = PromptInferer(workflow.detector)
         return Trained(
