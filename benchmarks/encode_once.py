@@ -1,6 +1,6 @@
 """How much faster is few-shot training when every image is encoded once?
 
-    python benchmarks/encode_once.py [--base vit_b] [--epochs 100] [--shots 8]
+    python -m benchmarks.encode_once [--base vit_b] [--epochs 100] [--shots 8]
 
 Runs the shipped training configuration twice on the same synthetic images with the same seeds: once as it is, and once
 with the image encoder in every step of both levels and of validation. Views are off, so both runs see the same images;

@@ -105,11 +105,14 @@ def filled(tmp_path: Path) -> Store:
     return store
 
 
-def test_a_cell_scores_what_evaluate_scores(place: Place, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("detector", ["none", "shipped"])
+def test_a_cell_scores_what_evaluate_scores(detector: Any, place: Place, data: Path, tmp_path: Path) -> None:
     bench = Bench("isic2018", place)
-    made = bench.run(JOB, 4, 0)
-    overrides = {**QUICK, "dataset_dir": str(data / "isic2018"), "output_dir": str(tmp_path / "run"), "shots": 4}
-    workflow = TrainWorkflow(open_bundle("amsam_isic", "train", {**overrides, "base_file": str(place.base_file)}))
+    settings = QUICK if detector == "shipped" else {**QUICK, "prompt": "none"}
+    made = bench.run(Job(AM_SAM, settings, detector), 4, 0)
+    overrides = {**settings, "dataset_dir": str(data / "isic2018"), "output_dir": str(tmp_path / "run"), "shots": 4}
+    overrides |= {"base_file": str(place.base_file)} | ({} if detector == "shipped" else {"detector_file": None})
+    workflow = TrainWorkflow(open_bundle("amsam_isic", "train", overrides))
     workflow.initialize()
     workflow.trainer.run()
     options = EvaluateOptions(adapter=tmp_path / "run" / "adapter.safetensors", part="test")
