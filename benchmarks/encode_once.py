@@ -1,6 +1,6 @@
 """How much faster is few-shot training when every image is encoded once?
 
-    python benchmarks/encode_once.py [--base vit_b] [--epochs 100] [--shots 8]
+    python -m benchmarks.encode_once [--base vit_b] [--epochs 100] [--shots 8]
 
 Runs the shipped training configuration twice on the same synthetic images with the same seeds: once as it is, and once
 with the image encoder in every step of both levels and of validation. Views are off, so both runs see the same images;
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from amsam_med.boxes import box_from_mask, full_image_box
-from amsam_med.bundle import Expression, open_bundle
+from amsam_med.bundle import Expression, TrainWorkflow, open_bundle
 from amsam_med.keys import Keys
 from amsam_med.synthetic import write_dermoscopy
 
@@ -51,18 +51,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 def timed_run(data: Path, folder: Path, overrides: Mapping[str, Any]) -> tuple[float, list[dict[str, float]]]:
     """Seconds of encoding and training, and the history of losses."""
-    parser = open_bundle(
-        "amsam_isic",
-        "train",
-        {"dataset_dir": str(data), "output_dir": str(folder), "save_whole_model": False, "detector_file": None}
-        | {"base_file": None, "views": "none", "device": torch.device("cpu"), **overrides},
-    )
-    parser.get_parsed_content("initialize")
-    parser.get_parsed_content("core")
+    settings = {"dataset_dir": str(data), "output_dir": str(folder), "save_whole_model": False, "detector_file": None}
+    settings |= {"base_file": None, "views": "none", "device": torch.device("cpu"), **overrides}
+    workflow = TrainWorkflow(open_bundle("amsam_isic", "train", settings))
+    workflow.initialize()
+    _ = workflow.network  # built before the clock starts
     start = time.perf_counter()
-    trainer = parser.get_parsed_content("train::trainer")  # builds, and so encodes, the data sets
-    trainer.run()
-    return time.perf_counter() - start, parser.get_parsed_content("train::recorder").history
+    workflow.trainer.run()  # building it encodes the data sets
+    return time.perf_counter() - start, workflow.recorder.history
 
 
 @click.command(context_settings={"show_default": True})

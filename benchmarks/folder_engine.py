@@ -20,10 +20,9 @@ from pathlib import Path
 import click
 import torch
 
-from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import list_images
 from amsam_med.domains import DEFAULT_BUNDLE
-from amsam_med.keys import Keys
+from amsam_med.opened_model import open_model
 from amsam_med.segment import SegmentOptions, segment
 from amsam_med.synthetic import write_dermoscopy
 
@@ -65,9 +64,9 @@ def main(bundle: str, data: Path | None, count: int, rounds: int, formats: str) 
 
 
 def _network_alone(bundle: str, images: list[Path]) -> float:
-    parser = open_bundle(bundle, "inference", {"device": torch.device("cpu")})
-    network, inferer, prepare = (parser.get_parsed_content(id) for id in ("network", "inferer", "preprocessing"))
-    inputs = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in images])
+    model = open_model(bundle, device="cpu")
+    network, inferer = model.network, model.inferer
+    inputs = torch.stack([model.prepare(path).inputs for path in images])
     inferer.predict(inputs[:BATCH_SIZE], network)
     start = time.perf_counter()
     for batch in torch.split(inputs, BATCH_SIZE):

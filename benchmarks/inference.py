@@ -29,16 +29,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amsam_med.boxes import full_image_box
-from amsam_med.bundle import open_bundle
 from amsam_med.data.datalists import list_images
 from amsam_med.domains import DEFAULT_BUNDLE
 from amsam_med.infer import PromptInferer
-from amsam_med.keys import Keys
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.decoder import EMBEDDING_CHANNELS
 from amsam_med.model.encoders import CompactImageEncoder
+from amsam_med.opened_model import Model, open_model
 from amsam_med.synthetic import write_dermoscopy
-from amsam_med.views import VIEWS_OF_KIND
+from amsam_med.views import VIEWS_OF_KIND, ViewKind
 
 BATCH_SIZE = 8
 LIMIT_MS = 40
@@ -87,12 +86,11 @@ class OtherEncoder(CompactImageEncoder):
 )
 @click.option("--images", "count", type=click.IntRange(2 * BATCH_SIZE), default=5 * BATCH_SIZE)
 @click.option("--beside", metavar="BACKBONE", help="timm's name of another backbone to measure in turns.")
-def main(bundle: str, test_views: str, data: Path | None, count: int, beside: str | None) -> None:
+def main(bundle: str, test_views: ViewKind, data: Path | None, count: int, beside: str | None) -> None:
     """Print milliseconds an image of the parts and of the whole."""
-    overrides = {"test_views": test_views, "device": torch.device("cpu")}
-    parser = open_bundle(bundle, "inference", overrides)
-    network, inferer, prepare = (parser.get_parsed_content(id) for id in ("network", "inferer", "preprocessing"))
-    batches, source = _batches(data or _data_of_environment(), count, prepare)
+    model = open_model(bundle, device="cpu", test_views=test_views)
+    network, inferer = model.network, model.inferer
+    batches, source = _batches(data or _data_of_environment(), count, model)
     print(f"{bundle}, {len(batches) * BATCH_SIZE} {source} images, {torch.get_num_threads()} threads")
     milliseconds = {}
     with torch.inference_mode():
@@ -144,17 +142,17 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _batches(data: Path | None, count: int, prepare: Callable[[Any], Any]) -> tuple[list[Tensor], str]:
+def _batches(data: Path | None, count: int, model: Model) -> tuple[list[Tensor], str]:
     folder = None if data is None else data / "isic2018" / "test" / "images"
     if folder is not None and folder.is_dir():
-        return _prepared(list_images(folder)[:count], prepare), "real"
+        return _prepared(list_images(folder)[:count], model), "real"
     with tempfile.TemporaryDirectory() as name:
         write_dermoscopy(Path(name), count, seed=0)
-        return _prepared(list_images(Path(name) / "images"), prepare), "synthetic"
+        return _prepared(list_images(Path(name) / "images"), model), "synthetic"
 
 
-def _prepared(paths: Sequence[Path], prepare: Callable[[Any], Any]) -> list[Tensor]:
-    images = torch.stack([prepare({Keys.IMAGE.value: str(path)})[Keys.IMAGE.value] for path in paths])
+def _prepared(paths: Sequence[Path], model: Model) -> list[Tensor]:
+    images = torch.stack([model.prepare(path).inputs for path in paths])
     return [batch for batch in torch.split(images, BATCH_SIZE) if len(batch) == BATCH_SIZE]
 
 

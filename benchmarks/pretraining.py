@@ -5,8 +5,8 @@
     python -m benchmarks.pretraining recipes --data DATA -o RUNS --minutes 4 --document docs/embedded-models.md
     python -m benchmarks.pretraining strides --data DATA --document docs/embedded-models.md
 
-Every row is a run of ``pipelines/pretrain.py`` on one thread that gets the same minutes of CPU time; a run that was
-stopped is continued, and a finished one is not repeated. Dice is that of held-out images, at their stored size: of all
+Every row is a run of ``pipelines.weights.pretrain`` on one thread that gets the same minutes of CPU time; a run that
+was stopped is continued, and a finished one is not repeated. Dice is that of held-out images, at stored size: of all
 sources with a whole object (no prompt), and of parts of images with several masks (the truth's box). Milliseconds are
 those of encoder and decoder for one image on one thread, as it is shipped: let nothing else run beside it. The last
 line names the best. ``strides`` trains nothing: it says what the size of the logits costs.
@@ -37,8 +37,8 @@ from amsam_med.evaluate import dice_score
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.encoders import CompactImageEncoder
 from amsam_med.threads import kept_threads, set_threads
-from pipelines.pretrain import STAGES, Recipe
-from pipelines.reporting import table, write_block
+from pipelines.markdown import table, write_block
+from pipelines.weights.pretrain import STAGES, Recipe
 
 ENCODERS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 RECIPES = {
@@ -181,8 +181,8 @@ def _run(data: Path, folder: Path, minutes: float, options: tuple[str, ...]) -> 
     log = folder / "log.jsonl"
     if not log.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipelines.pretrain", "--data", str(data), "-o", str(folder), "--cpu-time"]
-        command += ["--minutes", str(minutes), "--validate-every", "1000000", *options]
+        command = [sys.executable, "-m", "pipelines.weights.pretrain", "--data", str(data), "-o", str(folder)]
+        command += ["--cpu-time", "--minutes", str(minutes), "--validate-every", "1000000", *options]
         with (folder / "log.txt").open("a") as output:
             subprocess.run(command, check=True, stdout=output, env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: S603  # a fixed list of words, no shell
     last = json.loads(log.read_text().splitlines()[-1])

@@ -21,11 +21,12 @@ import click
 from amsam_med.data.datalists import open_datalist
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.threads import set_threads
-from pipelines.baselines import BASELINES
-from pipelines.baselines.interface import Setting
-from pipelines.baselines.training import load_examples, train_baseline
-from pipelines.cells import AM_SAM, Bench, Job, Place
-from pipelines.tables import IN_EVERY_STEP
+from pipelines.paper.baselines import BASELINES
+from pipelines.paper.baselines.interface import Setting
+from pipelines.paper.baselines.training import load_examples, train_baseline
+from pipelines.paper.cells import Bench, Job, Place
+from pipelines.paper.store import AM_SAM
+from pipelines.paper.tables import IN_EVERY_STEP
 
 RELATIVES = ("samed", "med-sa", "autosam")
 BLO_SAM = {"prompt": "none", "calibration": "none"}

@@ -1,1 +1,1 @@
-"""Pre-training, detectors and releases: scripts built from the package."""
+"""How the embedded weights were made, how they are measured, and the paper's experiments, a room each."""

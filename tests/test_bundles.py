@@ -25,7 +25,7 @@ from amsam_med.errors import AmsamError, ConfigError, DataError, WeightsError
 from amsam_med.model import build_amsam
 from amsam_med.trust import bundle_digest, trust
 from amsam_med.weights import sha256
-from pipelines.model_card import card_metrics
+from pipelines.cards.model_card import card_metrics
 from tests.conftest import REPOSITORY
 
 # What MONAI says on every opened configuration, and torch on the trace that MONAI's export makes.
@@ -101,7 +101,7 @@ def test_metadata_follows_monais_schema(bundle: str, data_root: Path, tmp_path: 
 def test_metadata_has_the_figures_of_the_card(bundle: str):
     root = REPOSITORY / "bundles" / bundle
     metrics = json.loads((root / "configs" / "metadata.json").read_text())["eval_metrics"]
-    assert metrics == card_metrics(root / "docs" / "README.md")  # else: python -m pipelines.release bundles
+    assert metrics == card_metrics(root / "docs" / "README.md")  # else: python -m pipelines.weights.release bundles
     assert 0.5 < metrics["mean_iou"] < metrics["mean_dice"] < 1
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from amsam_med.bundle_settings import as_configured
-from amsam_med.data import dicom_results
+from amsam_med.data.dicom import shared as dicom_results
 from amsam_med.domains import DEFAULT_BUNDLE, DOMAINS, Domain
 from amsam_med.weights import known, shipped_bundles
-from pipelines import adapters, cells, detectors, fewshot, model_card, release, rivals, unet
+from pipelines.cards import model_card, rivals, unet
 from pipelines.domains import MEASURED, base_of, class_name
+from pipelines.paper import tasks
+from pipelines.weights import adapters, detectors, release
 from tests.conftest import REPOSITORY
 
 FOLDERS = ("amsam_med", "pipelines")
-RECIPES = {"pipelines/nothing.py", "pipelines/rivals.py", "pipelines/detectors.py"}
+RECIPES = {"pipelines/cards/nothing.py", "pipelines/cards/rivals.py", "pipelines/weights/detectors.py"}
 """They hold ways to make images for a domain, which is code."""
 
 
@@ -55,8 +57,7 @@ def test_the_pipelines_know_all_domains() -> None:
     assert {task.bundle for task in unet.TASKS.values()} == bundles
     assert model_card.CARDS.keys() == release.DETECTORS.keys() == bundles
     assert rivals.IMAGES.keys() <= bundles
-    assert list(fewshot.TASKS) == [domain.data_set for domain in DOMAINS]
-    assert cells.TASKS.keys() == MEASURED.keys()
+    assert tasks.TASKS.keys() == MEASURED.keys()
 
 
 def test_what_pipelines_are_told_is_what_the_paper_and_the_cards_were_made_with() -> None:

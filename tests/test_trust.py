@@ -34,7 +34,7 @@ def foreign(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("bundle", [domain.bundle for domain in DOMAINS])
 def test_the_shipped_bundles_are_on_record_as_they_are(bundle: str):
-    assert is_trusted(bundles_folder() / bundle), "run: python pipelines/release.py bundles"
+    assert is_trusted(bundles_folder() / bundle), "run: python -m pipelines.weights.release bundles"
 
 
 def test_a_copy_of_a_shipped_bundle_is_trusted_until_it_is_changed(tmp_path: Path):

@@ -1,0 +1,1 @@
+"""How the embedded weights are measured: what the model cards and the documents report."""

@@ -1,0 +1,1 @@
+"""How the embedded weights were made: bases, detectors, the bundles' models, and their release."""
