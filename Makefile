@@ -1,5 +1,5 @@
 # make demo     install what users get, and show everything once, on synthetic images, in demo/
-# make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none)
+# make test     unit tests, then the tests on real images (skipped where AMSAM_DATA has none); PROCESSES=1 for one at a time
 # make label-env    install the MONAI Label server into an environment of its own, .venv-label
 # make test-label   its tests, with real clients
 # make attack   bad and odd input by the hundred, all of it: tried, held, failed
@@ -8,6 +8,7 @@
 # make clean    remove caches, builds and demo/ (the environment stays: rm -rf .venv)
 
 PYTHON ?= python3
+PROCESSES ?= logical
 VENV   := .venv
 LABEL  := .venv-label
 BIN    := $(VENV)/bin
@@ -21,8 +22,10 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/amsam demo -o demo
 
+# As many processes as there are cores, four at most, with one thread of torch each: threads of two processes that share
+# cores wait for each other. The tests of a file stay in one process, as they share what is expensive to make.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile
 
 label-env: $(LABEL)/.installed
 

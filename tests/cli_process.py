@@ -6,12 +6,18 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "amsam_med.segment", "amsam_med.cli.segment", "tests.cli_process"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("pytest", "amsam_med.segment", "amsam_med.train", "amsam_med.detect.yolo", "rich.progress"),
+        *("amsam_med.cli.segment", "amsam_med.cli.train", "amsam_med.cli.detector", "tests.cli_process"),
+    ]
+)
 
 
 class Strike(NamedTuple):
@@ -78,6 +84,7 @@ def amsam(*words: str | Path, log: Path) -> tuple[int, str]:
 
 def _main(words: list[str], log: str, struck: Strike | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    tempfile.tempdir = None  # what the imports have found is not what this process would
     from amsam_med.cli import main
 
     stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

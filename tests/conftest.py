@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,12 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("settings")
     os.environ["XDG_CONFIG_HOME"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_lock(tmp_path_factory: pytest.TempPathFactory) -> FileLock:
+    """To be held where Ray runs: clusters of one machine find each other, and `make test` has several processes."""
+    return FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock")
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_the_pipelines_know_all_domains() -> None:
 
 
 def test_what_pipelines_are_told_is_what_the_paper_and_the_cards_were_made_with() -> None:
-    lesions, people = fewshot.TASKS["isic2018"], fewshot.TASKS["human_vikram"]
+    lesions, people = tasks.TASKS["isic2018"], tasks.TASKS["human_vikram"]
     assert (lesions.title, lesions.class_name, lesions.is_upright) == ("ISIC 2018", "lesion", False)
     assert (people.title, people.class_name, people.is_upright) == ("Human (Vikram)", "person", True)
     assert unet.TASKS["isic2018"] == unet.Task("isic2018", {"isic2018/train": 1.0}, "isic2018/val", "amsam_isic")

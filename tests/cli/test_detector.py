@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +122,6 @@ def test_a_full_disk_is_one_sentence(labelled: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labelled"]
 
 
-def scratch_folders() -> set[Path]:
-    return {*Path(tempfile.gettempdir()).glob("amsam-detector-*")}
-
-
 @pytest.mark.parametrize(
     ("event", "path", "number"),
     [
@@ -139,12 +134,14 @@ def scratch_folders() -> set[Path]:
 def test_a_training_that_is_told_to_end_leaves_no_image_and_no_half_file(
     event: str, path: str, number: signal.Signals, labelled: Path, tmp_path: Path
 ) -> None:
-    output, before = tmp_path / "a.safetensors", scratch_folders()
-    process = AmsamProcess(words(labelled, output), tmp_path / "log", Strike(event, path, number))
+    output, temporary = tmp_path / "a.safetensors", tmp_path / "temporary"
+    temporary.mkdir()
+    own = {"TMPDIR": str(temporary)}
+    process = AmsamProcess(words(labelled, output), tmp_path / "log", Strike(event, path, number), own)
     killed = number == signal.SIGKILL
     assert process.wait() == (-number if killed else 128 + number), process.printed
     assert not output.exists()
-    assert killed or (scratch_folders() <= before and not [*tmp_path.glob(".*")])
+    assert killed or not [*temporary.iterdir(), *tmp_path.glob(".*")]
     code, printed = amsam(*words(labelled, output), log=tmp_path / "log")
     assert code == 0, printed
     assert load_detector(output).input_size == 64

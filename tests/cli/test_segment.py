@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from amsam_med import cli
 from amsam_med.cli.segment import FORMAT_NAMES
@@ -56,6 +58,13 @@ def test_a_second_run_says_how_many_were_skipped(
     assert cli.main([*words, "--overwrite"]) == 0
 
 
+@pytest.fixture
+def no_other_cluster(ray_lock: FileLock) -> Iterator[None]:
+    with ray_lock:
+        yield
+
+
+@pytest.mark.usefixtures("no_other_cluster")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # it copies settings of its own that it has deprecated
 def test_ray_starts_for_the_run_and_leaves_nothing_behind(
     photos: Path, tmp_path: Path, small_bundle: str, capfd: pytest.CaptureFixture[str]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from amsam_med.bundle import Expression
@@ -59,6 +60,12 @@ class TwoNodes:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_cluster(ray_lock: FileLock) -> Iterator[None]:
+    with ray_lock:
+        yield
 
 
 @pytest.fixture(scope="module")

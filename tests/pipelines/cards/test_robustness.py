@@ -150,14 +150,20 @@ def isic(tmp_path: Path) -> Path:
 
 
 def test_a_run_scores_all_variants_and_its_table_comes_from_the_records(
-    isic: Path, tiny_bundle: Path, tmp_path: Path
+    isic: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--data", str(isic), "-o", str(tmp_path / "out"), "--bundle", str(tiny_bundle)]
     document = tmp_path / "page.md"
     document.write_text("before\n<!-- begin robustness -->\nold\n<!-- end robustness -->\nafter\n")
-    for _ in range(2):  # a second run finds everything done
+    result = CliRunner().invoke(robustness.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    masks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_segmentation.png")}
+    assert len(masks) == len(list((tmp_path / "out").glob("*/masks/*.png"))) >= 2 * (len(VARIANTS) - 1)
+    with monkeypatch.context() as patch:  # a second run finds everything done; these show it for all
+        patch.setattr(robustness, "VARIANTS", [VARIANT[name] for name in (UNCHANGED, "exif", NO_LESION)])
         result = CliRunner().invoke(robustness.main, arguments, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.output
+    assert masks == {path: path.stat().st_mtime_ns for path in masks}
     rendered = ["table", "-o", str(tmp_path / "out"), "--document", str(document)]
     assert CliRunner().invoke(robustness.main, rendered, catch_exceptions=False).exit_code == 0
     page = document.read_text()

@@ -27,11 +27,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of two epochs."""
+    """Figures of two epochs, and of no more drawn lesions than they need."""
     quick = {name: job._replace(settings={**job.settings, "epochs": 2}) for name, job in figures.SIDES.items()}
     monkeypatch.setattr(figures, "SIDES", quick)
     monkeypatch.setattr(figures, "ALPHA_SETTINGS", {"epochs": 1, "views": "none"})
     monkeypatch.setattr(figures, "ALPHAS", (0.0, 1.0))
+    monkeypatch.setattr(figures, "DRAWN", {"train": (4, 1), "test": (1, 2)})
     monkeypatch.setattr(figures, "FIGURE_5_SHOTS", 4)
     monkeypatch.setattr(figures, "FIGURE_6_SHOTS", 4)
 
