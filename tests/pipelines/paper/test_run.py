@@ -328,6 +328,13 @@ def test_cells_of_two_test_sets_are_not_mixed(filled: Store) -> None:
         collect(small_table(), filled, "tiny", (4,))
 
 
+@pytest.mark.parametrize("changes", [{"base_sha256": "another"}, {"detector_sha256": "another"}])
+def test_cells_of_other_weights_are_not_mixed(changes: dict[str, str], filled: Store) -> None:
+    filled.add(cell(scores(0.5, 1), seed=4, **changes))
+    with pytest.raises(DataError, match=f"the cells of isic2018 differ in {next(iter(changes))}"):
+        collect(small_table(), filled, "tiny", (4,))
+
+
 def test_an_empty_place_is_no_number() -> None:
     assert Entry().mean is None
     assert not Entry().differs
