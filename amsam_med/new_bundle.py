@@ -46,7 +46,7 @@ class Task:
         description: One sentence; made of ``class_name`` where it is empty.
         views: Which views of an image augment training; None for the source's. Things that are never upside down, as
             people, want ``"mirror"``.
-        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network finds
+        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network
             makes boxes itself (``prompt: own``).
     """
 
