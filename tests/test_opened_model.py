@@ -167,5 +167,5 @@ def test_a_run_with_an_own_bundle_is_one_call_after_another(
 
 def test_training_without_boxes_needs_a_network_without_them() -> None:
     assert training_overrides(TrainOptions(prompt="none", shots=4))["detector_file"] is None
-    with pytest.raises(ConfigError, match=r"needs a detector.*from Python prompt='none'"):
+    with pytest.raises(ConfigError, match=r"needs a detector.*from Python prompt='own'"):
         training_overrides(TrainOptions(detector="none"))

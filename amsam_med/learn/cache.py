@@ -126,7 +126,8 @@ class PrepareBoxes(PrepareBatchExtraInput):
     ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
         """Images, labels, no further arguments, and ``{"boxes": float (B, 4)}`` or nothing by name."""
         image, label, _, named = super().__call__(batchdata, device, non_blocking, **kwargs)
-        return image, label, (), named if bool(batchdata[HAS_BOX][0]) else {}
+        is_shown = HAS_BOX not in batchdata or bool(batchdata[HAS_BOX][0])  # other data sets withhold nothing
+        return image, label, (), named if is_shown else {}
 
 
 class _Case(NamedTuple):

@@ -305,6 +305,8 @@ def test_a_withheld_box_does_not_reach_the_network(share: float, named: set[str]
     assert further == ()
     assert set(given) == named
     assert all(value.equal(batch["box"]) for value in given.values())
+    del batch[HAS_BOX]
+    assert set(PrepareBoxes()(batch, "cpu")[3]) == {"boxes"}
 
 
 def test_what_is_done_to_an_item_stays_there(encoder: CountingEncoder) -> None:
