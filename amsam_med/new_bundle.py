@@ -148,13 +148,18 @@ def _write(folder: Path, name: str, task: Task, root: Path, detector: Path | Non
         shutil.copyfile(detector, folder / _DETECTOR)
 
 
+_WITHOUT_DETECTOR = {"adapts": "neck", "halves": "false", "pull": "0.1"}
+"""How a task without a detector is trained: what measured best with the network's own prompts (docs/few-shot.md)."""
+
+
 def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
     """What differs from the source, by file and entry, in YAML."""
     # Without a detector, training would see the labels' boxes, which nobody has when the adapter is used.
     prompt, detector = ("own", "null") if task.detector is None else ("box", _OWN_DETECTOR)
     views = {} if task.views is None else {"views": task.views}
+    rule = _WITHOUT_DETECTOR if task.detector is None else {}
     return {
-        "train.yaml": {"prompt": prompt, "detector_file": detector, **views},
+        "train.yaml": {"prompt": prompt, "detector_file": detector, **rule, **views},
         "paper.yaml": {"prompt": prompt},
         # The two thresholds were measured on the source's model, and hold for no other.
         "inference.yaml": {

@@ -58,6 +58,7 @@ def test_without_a_detector_every_part_of_it_finds_its_own_box(source: Path, tmp
     train, inference = values_of(bundle, "train"), values_of(bundle, "inference")
     assert (train["prompt"], inference["network_def::prompt"]) == ("own", "own")
     assert train["detector_file"] is inference["detector_file"] is None
+    assert (train["adapts"], train["halves"], train["pull"]) == ("neck", False, 0.1)
     assert not (bundle / "models").exists()
     assert "prompt: own" in (bundle / "configs" / "paper.yaml").read_text()
 
@@ -96,7 +97,8 @@ def test_all_else_is_the_sources(tmp_path: Path) -> None:
     for name in ("evaluate.yaml", "multi_gpu_train.yaml", "train.yaml", "inference.yaml"):
         ours, theirs = ((one / "configs" / name).read_text().splitlines() for one in (bundle, root))
         differing = {one.split(":")[0].strip() for one, other in zip(ours, theirs, strict=True) if one != other}
-        assert differing <= {"prompt", "detector_file", "rival_margin", "nothing_below"}
+        rule = {"adapts", "halves", "pull"}
+        assert differing <= {"prompt", "detector_file", "rival_margin", "nothing_below", *rule}
     assert (bundle / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
     licences = (bundle / "docs" / "data_license.txt").read_text()
     assert licences.startswith("Images that ulcers was trained on: to be filled in.\n")
