@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 BaseName: TypeAlias = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases."""
 PromptKind: TypeAlias = Literal["box", "box+point", "own", "none"]
-"""What of a box the prompt encoder sees; with ``own`` the box of the network's own first mask."""
+"""What of a box the prompt encoder sees; with ``own`` boxes that the network makes itself."""
 DETECTORLESS: tuple[PromptKind, ...] = ("own", "none")
 """With these a network needs no detector, in training as in use."""
 CalibrationMode: TypeAlias = Literal["none", "paper", "learned"]

@@ -46,8 +46,8 @@ class Task:
         description: One sentence; made of ``class_name`` where it is empty.
         views: Which views of an image augment training; None for the source's. Things that are never upside down, as
             people, want ``"mirror"``.
-        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network finds
-            the box itself (``prompt: own``).
+        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network
+            makes boxes itself (``prompt: own``).
     """
 
     class_name: str = "object"
@@ -226,7 +226,7 @@ def _licences(of_source: Path, name: str, source: str) -> str:
 
 def _readme(name: str, metadata: Mapping[str, Any], source: str, detector: Path | None) -> str:
     boxes = (
-        "It has no detector: the network finds the box itself, as that of its first mask (`prompt: own`)."
+        "It has no detector: the network makes boxes itself (`prompt: own`)."
         if detector is None
         else f"Its boxes come from `{_DETECTOR}`."
     )

@@ -194,7 +194,7 @@ class _TrainingChoices:
         PromptKind | None,
         Option(
             "What of the box the network sees; +point adds its centre; own and none need no detector: with own the "
-            "network finds the box itself, with none it sees none.",
+            "network makes boxes itself, with none it sees none.",
             kind="entry",
         ),
     ] = None

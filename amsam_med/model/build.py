@@ -59,7 +59,7 @@ def build_amsam(
         calibration_scope: ``"image"``, or ``"batch"`` for the paper's letter in training batches of more than one.
         alpha: Weight of the uncalibrated mask in Eq. 12.
         prompt: What of a box the prompt encoder sees: ``"box"``, ``"box+point"`` or ``"none"``; or ``"own"``, with
-            which an image that comes without a box is segmented again with the box of the network's own first mask.
+            which the network makes boxes itself for an image that comes without one.
         adapts: What few-shot training adapts: ``"decoder"``, as in the paper; ``"neck"``, which is the decoder and the
             encoder's neck; or, for the compact bases, ``"stage"``, which is both and the encoder's last stage.
         base_weights: A SAM checkpoint (``.pth``) or a base of ours (``.safetensors``); None for random weights.

@@ -220,7 +220,7 @@ COST_NOTE = (
 
 def _refuse_mixtures(cells: Sequence[Cell]) -> None:
     """Raise for cells that must not stand in one table."""
-    for what in ("images", "base_sha256"):
+    for what in ("images", "base_sha256", "detector_sha256"):
         kinds: dict[str, set[object]] = {}
         for cell in cells:
             value = getattr(cell.identity, what)

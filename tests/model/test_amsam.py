@@ -14,7 +14,7 @@ from torch import Tensor
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.learn.levels import lower_parameters, upper_parameters
 from amsam_med.model import AmSam, build_amsam
-from amsam_med.model.amsam import Prediction
+from amsam_med.model.amsam import CENTRAL_SHARES, Prediction, _mean_dice_with_others
 from amsam_med.model.build import Adapted
 
 BOXES = torch.tensor([[4.0, 6.0, 40.0, 50.0], [10.0, 0.0, 64.0, 30.0], [0.0, 0.0, 64.0, 64.0]])
@@ -132,67 +132,89 @@ def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSa
         torch.testing.assert_close(networks["box+point"](images, BOXES), by_hand)
 
 
-class PaintsItsPrompt:
-    """Decodes the box that it is shown, and otherwise what it is told to see; trusts each as it is told.
+class Decoder:
+    """Stands in for the decoder: draws what it is told to draw, with the trust that it is told to have.
 
     Args:
-        first: bool ``(B, S, S)``: the masks without a box.
-        trusted: Predicted IoU by rank of the pass: no box, tight box, box of the largest parts; each ``(B,)``.
+        masks: bool ``(K, B, S, S)``, in the order of the candidates: no box, own box, boxes around the centre.
+        trusted: Predicted IoU ``(K, B)``.
     """
 
-    def __init__(self, first: Tensor, trusted: list[list[float]]) -> None:
-        self.first, self.trusted = first, trusted
-        self.seen: list[Tensor | None] = []
+    def __init__(self, masks: Tensor, trusted: Tensor) -> None:
+        self.masks, self.trusted = masks, trusted
+        self.boxes: list[Tensor | None] = []
 
     def __call__(self, embedding: Tensor, boxes: Tensor | None = None, *_: object) -> Prediction:
-        inside = self.first
-        if boxes is not None:
-            inside = torch.zeros_like(self.first)
-            for mask, (x1, y1, x2, y2) in zip(inside, boxes.round().long().tolist(), strict=True):
-                mask[y1:y2, x1:x2] = True
-        trust = torch.tensor(self.trusted[len(self.seen)])
-        self.seen.append(boxes)
-        logits = torch.where(inside, 5.0, -5.0)
+        turn = len(self.boxes)
+        self.boxes.append(boxes)
+        logits, trust = torch.where(self.masks[turn], 5.0, -5.0), self.trusted[turn]
         return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([0 * trust, trust], dim=1))
 
 
-def first_masks() -> Tensor:
-    """Three images of 64 x 64: an object with a speck far away, one alone, and nothing."""
-    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
-    masks[0, 8:24, 8:24] = masks[0, 60:62, 60:62] = masks[1, 10:30, 20:50] = True
-    return masks
+CANDIDATES = 2 + len(CENTRAL_SHARES)
 
 
-def own_box_network(paints: PaintsItsPrompt, monkeypatch: pytest.MonkeyPatch) -> AmSam:
+def own_network(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> AmSam:
     network = build_amsam("tiny", input_size=64, prompt="own").eval()
-    monkeypatch.setattr(network, "_decode", paints)
+    monkeypatch.setattr(network, "_decode", decoder)
     return network
 
 
-def test_prompt_own_draws_again_with_the_boxes_of_its_first_mask(
+def candidates() -> Tensor:
+    """Candidate masks of three images: an object with a speck far away, one alone, and nothing."""
+    masks = torch.zeros(CANDIDATES, 3, 64, 64, dtype=torch.bool)
+    masks[:, 0, 8:24, 8:24] = masks[0, 0, 60:62, 60:62] = masks[:, 1, 10:30, 20:50] = True
+    return masks
+
+
+def test_prompt_own_tries_no_box_the_box_of_its_first_mask_and_boxes_around_the_centre(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5], [0.4, 0.4, 0.9], [0.7, 0.3, 0.9]])
-    prediction = own_box_network(paints, monkeypatch).predict(images)
-    nothing, tight, largest = paints.seen
+    decoder = Decoder(candidates(), torch.full((CANDIDATES, 3), 0.5))
+    own_network(decoder, monkeypatch).predict(images)
+    nothing, own, *central = decoder.boxes
     assert nothing is None
-    assert tight[:2].tolist() == [[8, 8, 62, 62], [20, 10, 50, 30]]
-    assert largest[:2].tolist() == [[8, 8, 24, 24], [20, 10, 50, 30]]
-    masks = prediction.mask_logits.argmax(dim=1) == 1
-    assert masks[0].sum() == 16 * 16  # the largest part's box is trusted most
-    assert masks[1].equal(first_masks()[1])  # no box is
-    assert not masks[2].any()  # an empty mask has no box, however much its answer is trusted
-    assert prediction.predicted_iou[:, 1].tolist() == pytest.approx([0.7, 0.5, 0.5])
+    assert own[:2].tolist() == [[8, 8, 24, 24], [20, 10, 50, 30]]  # the speck is no large part
+    for share, box in zip(CENTRAL_SHARES, central, strict=True):
+        half = 32 * share
+        torch.testing.assert_close(box, torch.tensor([[32 - half, 32 - half, 32 + half, 32 + half]]).expand(3, 4))
+
+
+def test_prompt_own_takes_the_mask_of_the_highest_agreement_times_trust(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, trusted = candidates(), torch.full((CANDIDATES, 3), 0.5)
+    masks[4, 0] = masks[4, 1] = False
+    masks[4, :2, 40:60, 40:60] = True  # alone in what it sees, however much it is trusted
+    trusted[4] = 0.9
+    trusted[3, 0] = 0.6  # among those that agree, the most trusted
+    masks[3, 0, 24:26, 8:24] = True
+    trusted[1, 2] = 0.9  # nothing was found, so this candidate had no box
+    prediction = own_network(Decoder(masks, trusted), monkeypatch).predict(images)
+    found = prediction.mask_logits.argmax(dim=1) == 1
+    assert found[0].equal(masks[3, 0])
+    assert found[1].equal(masks[0, 1])
+    assert not found[2].any()
+    assert prediction.predicted_iou[:, 1].tolist() == pytest.approx([0.6, 0.5, 0.5])
+
+
+def test_agreement_is_the_mean_dice_with_the_other_masks() -> None:
+    masks = torch.zeros(3, 1, 1, 8, dtype=torch.bool)
+    masks[0, ..., :4] = masks[1, ..., 2:6] = masks[2, ..., :2] = True
+    # Dice: 4 / 8 of the first two, 4 / 6 of first and third, 0 of second and third
+    expected = [(1 / 2 + 2 / 3) / 2, 1 / 4, 1 / 3]
+    assert _mean_dice_with_others(masks)[:, 0].tolist() == pytest.approx(expected)
+    assert _mean_dice_with_others(0 * masks).tolist() == [[0.0], [0.0], [0.0]]
 
 
 def test_prompt_own_obeys_a_prompt_and_is_silent_in_training(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ({"boxes": BOXES}, {"points": BOXES[:, None, :2], "point_labels": torch.ones(3, 1)}):
-        paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5]])
-        own_box_network(paints, monkeypatch).predict(images, **given)
-        assert len(paints.seen) == 1
-    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5]])
-    own_box_network(paints, monkeypatch).train().predict(images)
-    assert paints.seen == [None]
+        decoder = Decoder(candidates(), torch.full((CANDIDATES, 3), 0.5))
+        own_network(decoder, monkeypatch).predict(images, **given)
+        assert len(decoder.boxes) == 1
+    decoder = Decoder(candidates(), torch.full((CANDIDATES, 3), 0.5))
+    own_network(decoder, monkeypatch).train().predict(images)
+    assert decoder.boxes == [None]
 
 
 def test_an_image_prompts_itself_whoever_is_beside_it(images: Tensor) -> None:

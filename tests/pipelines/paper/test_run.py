@@ -20,6 +20,7 @@ from scipy.stats import wilcoxon
 from amsam_med import weights
 from amsam_med.boxes import Detections
 from amsam_med.bundle import TrainWorkflow, open_bundle
+from amsam_med.choices import DETECTORLESS
 from amsam_med.errors import ConfigError, DataError
 from amsam_med.evaluate import EvaluateOptions, evaluate
 from amsam_med.model.amsam import Prediction
@@ -295,7 +296,7 @@ def test_the_document_has_the_marks(name: str, tmp_path: Path) -> None:
 
 def test_rows_without_a_detector_take_no_box() -> None:
     rows = read_table("few-shot").rows
-    assert all((settings_of(row.job)["prompt"] == "none") == (row.job.detector == "none") for row in rows)
+    assert all((settings_of(row.job)["prompt"] in DETECTORLESS) == (row.job.detector == "none") for row in rows)
 
 
 def test_a_table_prints_means_deviations_and_the_papers_numbers(filled: Store) -> None:
@@ -325,6 +326,13 @@ def test_latex_and_csv_say_the_same(filled: Store) -> None:
 def test_cells_of_two_test_sets_are_not_mixed(filled: Store) -> None:
     filled.add(cell(scores(0.5, 1, count=3), seed=4, images=3))
     with pytest.raises(DataError, match=r"the cells of isic2018 differ in images \(20, 3\)"):
+        collect(small_table(), filled, "tiny", (4,))
+
+
+@pytest.mark.parametrize("changes", [{"base_sha256": "another"}, {"detector_sha256": "another"}])
+def test_cells_of_other_weights_are_not_mixed(changes: dict[str, str], filled: Store) -> None:
+    filled.add(cell(scores(0.5, 1), seed=4, **changes))
+    with pytest.raises(DataError, match=f"the cells of isic2018 differ in {next(iter(changes))}"):
         collect(small_table(), filled, "tiny", (4,))
 
 
