@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-_LENT = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
 
 
 @contextmanager
@@ -25,18 +25,18 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, as libraries choose the format by it.
-    lent = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield lent
-        os.replace(lent, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        lent.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all."""
-    with atomic_path(path) as lent:
-        lent.write_bytes(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(
@@ -58,13 +58,13 @@ def write_json(
         TypeError: A value is none of JSON's, and ``default`` is None.
     """
     text = json.dumps(content, indent=2, sort_keys=sort_keys, default=default)
-    with atomic_path(path) as lent:
-        lent.write_text(text + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def is_unfinished(name: str) -> bool:
     """Whether a file's name is one that :func:`atomic_path` lends."""
-    return _LENT.fullmatch(name) is not None
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def sweep_unfinished(file: Path) -> None:

@@ -79,8 +79,8 @@ def new_bundle(folder: Path, task: Task, source: str | Path = DEFAULT_BUNDLE) ->
     detector = None if task.detector is None else _detector_file(task.detector)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as lent:
-            made = Path(lent) / folder.name
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
             _write(made, folder.name, task, root, detector)
             made.replace(folder)  # all of it or nothing; an empty folder gives way
     except OSError as error:

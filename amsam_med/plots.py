@@ -58,7 +58,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: FilePath) -> None:
     """Draw the losses of both levels and the Dice on D2 over the epochs.
 
     Args:
-        history: One mapping an epoch with ``epoch``, ``lower_loss``, ``upper_loss`` and ``d2_dice``.
+        history: One mapping per epoch with ``epoch``, ``lower_loss``, ``upper_loss`` and ``d2_dice``.
         path: The picture; its suffix gives the format.
     """
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
@@ -101,7 +101,7 @@ def draw_scores(dice: Sequence[float], interval: tuple[float, float], path: File
     """Draw how the Dice scores of a set of images are spread.
 
     Args:
-        dice: One score an image, in [0, 1].
+        dice: One score per image, in [0, 1].
         interval: Of their mean.
         path: The picture; its suffix gives the format.
     """
@@ -171,7 +171,7 @@ def _quieten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: FilePath) -> None:
-    with atomic_path(path) as lent, warnings.catch_warnings():
+    with atomic_path(path) as temporary, warnings.catch_warnings():
         # The name of an image may hold signs that the font has not; it draws boxes for them.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)

@@ -210,7 +210,7 @@ class RunRecorder:
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with the one that it continues."""
-        d1, d2 = ([{key: _told(item[key]) for key in ("image", "label")} for item in level] for level in self.levels)
+        d1, d2 = ([{key: _as_text(item[key]) for key in ("image", "label")} for item in level] for level in self.levels)
         return {"d1": d1, "d2": d2, "network": self.network.settings, "settings": self.settings}
 
     def _refuse_other_settings(self) -> None:
@@ -400,7 +400,7 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     box = None if found.boxes is None else tuple(scale_boxes(found.boxes[0], input_size, size).tolist())
     path = Path(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])
     dice = score_image(path.name, mask, truth, mask_logits).dice
-    return PanelRow(_told(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
+    return PanelRow(_as_text(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
 
 
 def _summary(
@@ -425,7 +425,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _told(path: str) -> str:
+def _as_text(path: str) -> str:
     """A path as text; bytes of it that are no UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

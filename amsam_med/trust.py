@@ -98,8 +98,10 @@ def trust(root: Path) -> None:
     path = trust_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as lent:
-            lent.write_text(_TrustedBundles(bundles=tuple(bundles)).model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(
+                _TrustedBundles(bundles=tuple(bundles)).model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
     except OSError as error:
         raise ConfigError(
             f"{path}: trust in bundle {root.name} cannot be remembered ({error.strerror}); make the folder writable, "

@@ -237,8 +237,8 @@ def register(name: str, file: Path) -> Path:
         raise WeightsError(f"cannot register {name}: there is no file {file}")
     target = _embedded_place(weights)
     if not (target.exists() and target.samefile(file)):
-        with files.atomic_path(target) as lent:
-            shutil.copyfile(file, lent)
+        with files.atomic_path(target) as temporary:
+            shutil.copyfile(file, temporary)
     record = _read_record() | {name: _Registered(bytes=target.stat().st_size, sha256=sha256(target))}
     plain = {name: entry.model_dump() for name, entry in record.items()}
     files.write_json(_record_file(), plain, sort_keys=True)

@@ -256,7 +256,7 @@ class NiftiFile:
         self._copy = copy
 
     def _scaled(self, stored: Values) -> Values:
-        if stored.dtype.names:  # RGB24: a record of three bytes a pixel
+        if stored.dtype.names:  # RGB24: a record of three bytes per pixel
             return np.stack([stored[name] for name in stored.dtype.names[:3]], axis=-1)
         with np.errstate(all="ignore"):
             scaled: Values = apply_read_scaling(np.array(stored), *self._scaling)

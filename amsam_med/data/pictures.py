@@ -124,7 +124,7 @@ def _rgb(picture: PIL.Image.Image, window: tuple[float, float] | None = None) ->
     """An upright picture as uint8 ``(H, W, 3)``."""
     colours = np.empty((picture.height, picture.width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // picture.width)
-    for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
+    for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes per pixel
         bottom = min(top + rows, picture.height)
         colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), window)
     return colours
@@ -151,7 +151,7 @@ def to_uint8(values: NDArray[np.generic], low: float, high: float) -> NDArray[np
         return shown
     per_row = max(math.prod(values.shape[1:]), 1)
     rows = max(1, _BAND_PIXELS // per_row)
-    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes a pixel, several times over
+    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes per pixel, several times over
         band = values[top : top + rows]
         with np.errstate(all="ignore"):
             shares = (band.astype(np.float64) - low) / (high - low)

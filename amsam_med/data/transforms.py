@@ -140,7 +140,7 @@ def restore_original(mask_logits: Tensor, original_size: Size) -> Tensor:
 class PrepareImaged(MapTransform):
     """:func:`read_image` and :func:`prepare_image` for an item.
 
-    One step instead of ``LoadImaged(reader=RgbReader)`` and a resize: it saves a MetaTensor (3 ms an image), and
+    One step instead of ``LoadImaged(reader=RgbReader)`` and a resize: it saves a MetaTensor (3 ms per image), and
     MONAI's loader warns about decoders that nobody asked for.
 
     Args:
@@ -210,7 +210,7 @@ class RestoreOriginald(MapTransform):
 
 
 class LogitsToMaskd(MapTransform):
-    """The masks and the label of an item at the size of the logits, one channel a class, for MONAI's ``MeanDice``.
+    """The masks and the label of an item at the size of the logits, one channel per class, for MONAI's ``MeanDice``.
 
     Logits ``(C+1, h, w)`` become float32 ``(C, h, w)`` of 0 and 1, and class ids ``(1, H, W)`` of the label become the
     same, each pixel from its nearest. The background has no channel, so score with ``include_background=True``.

@@ -43,9 +43,9 @@ def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) 
     """
     ids = _checked_mask(mask)
     values = ids if ids.max(initial=0) > 1 else ids * np.uint8(255)
-    with atomic_path(path) as lent:
+    with atomic_path(path) as temporary:
         # Runs of one value are all there is to compress.
-        PIL.Image.fromarray(values).save(lent, format="PNG", compress_type=zlib.Z_RLE)
+        PIL.Image.fromarray(values).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
 
 
 def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
@@ -64,8 +64,8 @@ def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
         }
         for class_id in classes_of(ids)
     ]
-    with atomic_path(path) as lent:
-        lent.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
 
 
 def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
@@ -90,8 +90,8 @@ def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
         image = nibabel.Nifti1Image(volume.reshape(source.shape), source.affine, header)  # type: ignore[no-untyped-call]
     else:
         image = nibabel.Nifti1Image(slices, np.eye(4))  # type: ignore[no-untyped-call]
-    with atomic_path(path) as lent:
-        lent.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
 
 
 def write_overlay(
@@ -120,8 +120,8 @@ def write_overlay(
         got = f"{pixels.dtype} {pixels.shape} and a mask {ids.shape}"
         raise DataError(f"An overlay needs a uint8 image (3, H, W) and a mask (H, W) of its size; got {got}")
     picture = draw_overlay(pixels, ids, None if box is None else [float(edge) for edge in box], flags)
-    with atomic_path(path) as lent:
-        picture.save(lent, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
+    with atomic_path(path) as temporary:
+        picture.save(temporary, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
 
 
 class SaveMaskd(MapTransform):

@@ -331,8 +331,8 @@ def _write(found: Found, source: Path, ending: str) -> Path:
     """A file with the mask: PNG and DICOM as ``amsam segment`` writes them, or a volume of one slice with class ids."""
     if ending == DICOM and not is_dicom(source):
         raise DataError(f"a DICOM segmentation refers to a DICOM image, which {source.name} is not; ask for {PNG}")
-    with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as lent:
-        path = Path(lent.name)
+    with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as temporary:
+        path = Path(temporary.name)
     if ending == PNG:
         write_mask_png(found.mask, path)
     elif ending == DICOM:

@@ -98,7 +98,7 @@ class AmSam(nn.Module):
         Args:
             image: RGB float ``(B, 3, S, S)`` in [0, 1], or what was encoded before: its embedding float
                 ``(B, 256, S/16, S/16)``, or the encoder's features or trunk of it float ``(B, C, S/16, S/16)``.
-            boxes: One box an image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
+            boxes: One box per image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
             points: float ``(B, N, 2)``, x and y in pixels of the model input.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding.
             earlier_logits: float ``(B, 1, S/4, S/4)``: object minus background logits of a mask to improve.

@@ -314,7 +314,7 @@ def check_weights(used: dict[str, str], card: Card) -> None:
 
 
 def draw_failures(cases: Sequence[Case], thing: str, path: Path, with_photos: bool) -> None:
-    """Draw one panel a case: truth, mask and box, in the frame of the image.
+    """Draw one panel per case: truth, mask and box, in the frame of the image.
 
     Args:
         cases: At least one.
@@ -331,8 +331,8 @@ def draw_failures(cases: Sequence[Case], thing: str, path: Path, with_photos: bo
     for axes, case in zip(panels, cases, strict=False):
         _draw_panel(axes, case, thing, with_photos)
     figure.legend(handles=_legend(thing, with_photos), loc="outside upper center", ncols=3, frameon=False)
-    with atomic_path(path) as lent:
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)
 
 
 def _draw_panel(axes: Axes, case: Case, thing: str, with_photos: bool) -> None:
@@ -411,8 +411,8 @@ def write_metrics(bundle: Path) -> None:
     changed, count = re.subn(r'"eval_metrics": \{[^{}]*\}', rendered, text)
     if count != 1:
         raise click.ClickException(f"{metadata} has {count} entries eval_metrics; expected one without any inside")
-    with atomic_path(metadata) as lent:
-        lent.write_text(changed, encoding="utf-8")
+    with atomic_path(metadata) as temporary:
+        temporary.write_text(changed, encoding="utf-8")
 
 
 @click.command()

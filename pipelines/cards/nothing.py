@@ -129,8 +129,8 @@ def draw(trust: Trust, path: Path) -> None:
     )
     axes.set(xlabel="objects lost, %", ylabel="nothing that keeps a mask, %", xlim=(-0.2, 10), ylim=(-2, 102))
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as lent:
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ Every variant of every image is a file, with its mask in the same frame, and is 
 
     OUT/<variant>/images, OUT/<variant>/masks     the photographs and their truth
     OUT/<variant>/segmented                       as `amsam segment` leaves it
-    OUT/<variant>/scores.csv                      a row an image
+    OUT/<variant>/scores.csv                      a row per image
     OUT/robustness.json                           what was run
 """
 

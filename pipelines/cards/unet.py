@@ -47,9 +47,9 @@ from pipelines.weights.scenes import (
     Items,
     Scene,
     Source,
+    add_overlays,
     augment,
     draw_overlays,
-    lay_over,
     load_source,
 )
 
@@ -140,7 +140,7 @@ def draw_scene(images: Images, shares: dict[str, float], overlays: Tensor, size:
         picks.append(images.train[folder].take(slice(number, number + 1)))
     batch = Items(*(torch.cat(parts).to(device) for parts in zip(*picks, strict=True)))
     scene = augment(batch, torch.tensor([images.limits[folder] for folder in chosen]), size)
-    return scene._replace(images=lay_over(scene.images, overlays))
+    return scene._replace(images=add_overlays(scene.images, overlays))
 
 
 class Run(RestartableRun):

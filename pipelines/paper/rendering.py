@@ -192,7 +192,7 @@ def as_latex(table: Table, lines: Sequence[Line], columns: Sequence[Key], base: 
 
 
 def as_csv(lines: Sequence[Line]) -> str:
-    """One line a row, data set and number of examples; empty where there is nothing to say."""
+    """One line per row, data set and number of examples; empty where there is nothing to say."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -210,7 +210,7 @@ TESTS = {
     "images": "Wilcoxon's signed-rank test",
     "draws": "paired t-tests over the draws of examples with Holm's correction over the table",
 }
-COST_TITLES = ("trained parameters", "parameters", "ms an image", "MB to train", "starts from")
+COST_TITLES = ("trained parameters", "parameters", "ms per image", "MB to train", "starts from")
 COST_NOTE = (
     "Seconds to train, from images on disk to a trained network: the median of all seeds; in square brackets a k-shot "
     "detector's own training. Milliseconds for one image in memory, detector and encoder included. Memory beyond what "

@@ -74,8 +74,8 @@ class Recipe:
         encoder: What the encoder begins with; unless that is nothing, the backbone keeps its first stages.
         start: Base whose prompt encoder and decoder to begin with, or empty.
         backbone_rate: Learning rate of the backbone, of the others' rate.
-        batch_size: Images a step.
-        prompts: Most prompts an image; images with one mask get no more than two.
+        batch_size: Images per step.
+        prompts: Most prompts per image; images with one mask get no more than two.
         peak_rate: Highest learning rate of AdamW.
         ema_decay: Of the exponential average of the weights, by step; 0 for none.
         lambda_dice: Share of Dice in the mask loss, the rest is cross-entropy.
@@ -179,7 +179,7 @@ def second_round(prompts: Prompts, prediction: Prediction) -> Prompts:
     return prompts._replace(points=points, labels=labels, earlier_logits=earlier)
 
 
-class Asked(NamedTuple):
+class DiceByPrompt(NamedTuple):
     """Dice of one question under three prompts, each in [0, 1]."""
 
     box: float
@@ -188,7 +188,7 @@ class Asked(NamedTuple):
 
 
 @torch.no_grad()
-def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
+def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, DiceByPrompt]:
     """Mean Dice at the images' stored size with the truth's box, one centre point, and no prompt.
 
     Args:
@@ -211,7 +211,7 @@ def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
         for name, target in questions:
             assert embedding is not None
             to_input = size / target.shape[-1]
-            boxes, points = to_input * _certain_box(target)[None], to_input * interior_point(target)[None, None]
+            boxes, points = to_input * _box_of_target(target)[None], to_input * interior_point(target)[None, None]
             foreground = torch.ones(1, 1)
             answers = (
                 network(embedding, boxes),
@@ -221,7 +221,7 @@ def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
             truth = target[None, None].float()
             dice = [compute_dice(_mask(answer, target.shape[-1]), truth).nan_to_num(0.0) for answer in answers]
             scores.setdefault(name, []).append(torch.cat(dice).flatten())
-    return {name: Asked(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
+    return {name: DiceByPrompt(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
 
 
 def _mask(mask_logits: Tensor, side: int) -> Tensor:
@@ -430,8 +430,8 @@ def log_validation(run: Run, bank: Bank, most: int = LOGGED_IMAGES) -> None:
 @click.option("--start", default=Recipe.start, help="Base whose prompt encoder and mask decoder to begin with.")
 @click.option("--backbone-rate", default=Recipe.backbone_rate, help="Share of the learning rate for the backbone.")
 @click.option("--sizes", nargs=2, type=int, default=tuple(size for size, _ in STAGES), help="Pixels, first and last.")
-@click.option("--batch-size", default=Recipe.batch_size, help="Images a step.")
-@click.option("--prompts", default=Recipe.prompts, help="Most prompts an image.")
+@click.option("--batch-size", default=Recipe.batch_size, help="Images per step.")
+@click.option("--prompts", default=Recipe.prompts, help="Most prompts per image.")
 @click.option("--learning-rate", default=Recipe.peak_rate)
 @click.option("--ema", default=Recipe.ema_decay, help="Decay of the average of the weights; 0 for none.")
 @click.option("--lambda-dice", default=Recipe.lambda_dice)
@@ -527,7 +527,7 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
     prompts = Prompts(image, targets[:, None].float())
     size = (targets.shape[-2], targets.shape[-1])
     if kind == "box":
-        tight = torch.stack([_certain_box(target) for target in targets]).to(targets.device)
+        tight = torch.stack([_box_of_target(target) for target in targets]).to(targets.device)
         jitter = BOX_JITTERS[int(torch.randint(len(BOX_JITTERS), (1,)))]
         return prompts._replace(boxes=jitter_boxes(tight, jitter, size))
     if kind == "false box":
@@ -538,14 +538,14 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
         pixel = torch.multinomial(prompts.targets.flatten(1), 1)
         labels = torch.ones_like(pixel)
         if float(torch.rand(1)) < BACKGROUND_POINT_SHARE:
-            pixel = torch.cat([pixel, _beside(prompts.targets)], dim=1)
+            pixel = torch.cat([pixel, _background_pixels(prompts.targets)], dim=1)
             labels = torch.cat([labels, torch.zeros_like(labels)], dim=1)
         points = torch.stack([pixel % size[1], pixel // size[1]], dim=2).float() + 0.5
         return prompts._replace(points=points, labels=labels)
     return prompts
 
 
-def _beside(targets: Tensor) -> Tensor:
+def _background_pixels(targets: Tensor) -> Tensor:
     """A background pixel for each mask ``(P, 1, S, S)``, near the object where there is one: int64 ``(P, 1)``."""
     reach = targets.shape[-1] // 8 * 2 + 1
     near = targets
@@ -557,7 +557,7 @@ def _beside(targets: Tensor) -> Tensor:
     return torch.multinomial(((near - targets) + 1e-4 * (1 - targets) + 1e-9).flatten(1), 1)
 
 
-def _certain_box(target: Tensor) -> Tensor:
+def _box_of_target(target: Tensor) -> Tensor:
     box = box_from_mask(target)
     assert box is not None, "targets have at least MINIMUM_AREA pixels"
     return box

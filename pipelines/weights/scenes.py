@@ -1,4 +1,4 @@
-"""Training scenes for pre-training: an image bank in memory, augmented in batches, with several prompts an image.
+"""Training scenes for pre-training: an image bank in memory, augmented in batches, with several prompts per image.
 
 All images stay in memory as uint8 squares; flips, rotations, scales, colours and hair are drawn in batches of tensors
 on the training device, people and things are pasted one by one. Every image comes with a map of mask ids, and with a
@@ -314,39 +314,39 @@ class Bank:
             parts = zip(*(items for items, _, _ in picks), strict=True)
             scene = augment(Items(*(torch.cat(part).to(device) for part in parts)), limits, size)
             if self.overlays is not None:
-                scene = scene._replace(images=lay_over(scene.images, self.overlays))
-            yield look_through_circles(scene)
+                scene = scene._replace(images=add_overlays(scene.images, self.overlays))
+            yield add_dark_circles(scene)
 
     def _pick(self, index: int) -> tuple[Items, float, float]:
         """An image, its largest rotation in degrees and its closest view."""
         if index < len(self.sources):
             source = self.sources[index]
-            return one_of(self.train[source.folder]), source.turn, source.closest
+            return random_item(self.train[source.folder]), source.turn, source.closest
         if index == len(self.sources) + 1:
-            return self._blobs(), 180.0, 0.6
+            return self._blob_scene(), 180.0, 0.6
         if index > len(self.sources):
-            return self._nothing(), 180.0, 0.6
-        scenery = one_of(_any(self.scenery))
+            return self._empty_scene(), 180.0, 0.6
+        scenery = random_item(_random_group(self.scenery))
         if self.objects and _uniform(0, 1) < OBJECT_SHARE:
-            return paste(one_of(_any(self.objects)), scenery), 15.0, 0.7
+            return paste(random_item(_random_group(self.objects)), scenery), 15.0, 0.7
         if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
-            scenery = paste(one_of(_any(self.people)), scenery)
-        return paste(one_of(_any(self.people)), scenery), 10.0, 0.7
+            scenery = paste(random_item(_random_group(self.people)), scenery)
+        return paste(random_item(_random_group(self.people)), scenery), 10.0, 0.7
 
-    def _blobs(self) -> Items:
+    def _blob_scene(self) -> Items:
         """One blob, sometimes two, on a texture."""
         photos = [self.scenery[0], *self.train.values()]
-        ground = cut_texture(one_of(_any(photos)))
+        ground = cut_texture(random_item(_random_group(photos)))
         if _uniform(0, 1) < SECOND_BLOB_SHARE:
-            ground = lay_blob(ground, cut_texture(one_of(_any(photos))))
-        return lay_blob(ground, cut_texture(one_of(_any(photos))))
+            ground = paste_blob(ground, cut_texture(random_item(_random_group(photos))))
+        return paste_blob(ground, cut_texture(random_item(_random_group(photos))))
 
-    def _nothing(self) -> Items:
+    def _empty_scene(self) -> Items:
         """Skin beside a lesion, or scenery without people."""
         while self.skin and _uniform(0, 1) < SKIN_SHARE:
-            if (square := cut_skin(one_of(_any(self.skin)))) is not None:
+            if (square := cut_skin(random_item(_random_group(self.skin)))) is not None:
                 return square
-        images, ids, whole, _ = one_of(self.scenery[0])
+        images, ids, whole, _ = random_item(self.scenery[0])
         return Items(images, ids, whole, torch.ones(1, dtype=torch.bool))
 
 
@@ -416,7 +416,7 @@ def draw_overlays(count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy((255 * np.stack(overlays)).astype(np.uint8))[:, None]
 
 
-def lay_over(images: Tensor, overlays: Tensor) -> Tensor:
+def add_overlays(images: Tensor, overlays: Tensor) -> Tensor:
     """Draw an overlay in a dark or light tone on some of the images, float ``(B, 3, S, S)`` in [0, 1]."""
     b, size, device = len(images), images.shape[-1], images.device
     chosen = torch.nonzero(torch.rand(b) < OVERLAY_SHARE).flatten()
@@ -475,20 +475,20 @@ def cut_texture(photo: Items) -> Items:
         pixel = int(torch.multinomial(target.flatten().float(), 1))
         row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
     square = photo.images[:, :, row : row + side, column : column + side].float()
-    return _enlarged(_calmed(square, _uniform(0.1, 1)), "bicubic", is_empty=False)
+    return _enlarged(_with_less_contrast(square, _uniform(0.1, 1)), "bicubic", is_empty=False)
 
 
-def _calmed(pixels: Tensor, share: float) -> Tensor:
+def _with_less_contrast(pixels: Tensor, share: float) -> Tensor:
     """A texture ``(1, 3, h, w)`` with only a share of its differences from its mean colour."""
     colour = pixels.mean(dim=(2, 3), keepdim=True)
     return colour + share * (pixels - colour)
 
 
-def lay_blob(ground: Items, texture: Items) -> Items:
+def paste_blob(ground: Items, texture: Items) -> Items:
     """Lay a blob of a texture, of any round shape, size and softness, on another; the whole are all blobs on it."""
     alpha = _blob()
     below, above = ground.images.float() / 255, texture.images.float() / 255
-    above = _calmed(above, _uniform(0, 1))
+    above = _with_less_contrast(above, _uniform(0, 1))
     above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
     if _uniform(0, 1) < SPOTTED_SHARE:
         tone = torch.empty(1, 3, 1, 1).uniform_(-0.35, 0.35)
@@ -537,7 +537,7 @@ def augment(batch: Items, limits: Tensor, size: int) -> Scene:
     return Scene(recolour(images), ids, batch.whole, batch.is_empty)
 
 
-def look_through_circles(scene: Scene) -> Scene:
+def add_dark_circles(scene: Scene) -> Scene:
     """Darken the corners of some images: by vignettes, or a dermatoscope's black circle, which hides what it covers."""
     b, _, size, _ = scene.images.shape
     device = scene.images.device
@@ -559,7 +559,7 @@ def recolour(images: Tensor) -> Tensor:
     for index in torch.nonzero(torch.rand(b) < COARSE_SHARE).flatten().tolist():
         images[index : index + 1] = _coarse(images[index : index + 1])
     for index in torch.nonzero(torch.rand(b) < BUBBLES_SHARE).flatten().tolist():
-        images[index] = _under_gel(images[index])
+        images[index] = _with_bubbles(images[index])
     if _uniform(0, 1) < 0.25:
         kernel = torch.tensor([1.0, 2.0, 1.0], device=device)
         weight = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)
@@ -589,7 +589,7 @@ def _coarse(image: Tensor) -> Tensor:
     return functional.interpolate(less, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def _under_gel(image: Tensor) -> Tensor:
+def _with_bubbles(image: Tensor) -> Tensor:
     """An image ``(3, S, S)`` with bubbles; the synthetic ones, of which two in three pictures have none."""
     rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
     return torch.from_numpy(add_bubbles(image.cpu().numpy(), rng)).to(image)
@@ -629,13 +629,13 @@ def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
                 whole[row_of[entry["stem"]], int(entry["id"])] = True
 
 
-def one_of(items: Items) -> Items:
+def random_item(items: Items) -> Items:
     """One of the images, by chance."""
     index = int(torch.randint(len(items), (1,)))
     return items.take(slice(index, index + 1))
 
 
-def _any(groups: list[Items]) -> Items:
+def _random_group(groups: list[Items]) -> Items:
     return groups[int(torch.randint(len(groups), (1,)))]
 
 

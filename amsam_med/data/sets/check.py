@@ -24,7 +24,7 @@ class Findings:
         largest: The same with the most pixels.
         empty_mask_count: Masks without any object.
         object_share: Mean share of object pixels, 0..1.
-        faults: One line a file that cannot be used.
+        faults: One line per file that cannot be used.
     """
 
     pair_count: int = 0
