@@ -1,4 +1,4 @@
-"""Files on disk: written as a whole or not at all, JSON among them, swept where a killed writer left one, hashed."""
+"""Files on disk: atomic writing, also of JSON; removal of what killed writers left; hashing."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def write_json(
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file's name is one that :func:`atomic_path` lends."""
+    """Whether a file's name is a temporary one of :func:`atomic_path`."""
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def sweep_unfinished(file: Path) -> None:
-    """Remove what killed writers of ``file`` left beside it; call it where the output is held.
+    """Remove what killed writers of ``file`` left beside it; call it only while no other process can write it.
 
     Args:
         file: A file written through :func:`atomic_path`, or by an earlier version through a name that ends ``.tmp``.
@@ -81,6 +81,6 @@ def sweep_unfinished(file: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file in hex, read anew; :func:`amsam_med.weights.sha256` remembers what it has read."""
+    """The sha256 of a file in hex; always reads the file, unlike :func:`amsam_med.weights.sha256`, which caches it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

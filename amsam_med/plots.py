@@ -1,4 +1,4 @@
-"""Pictures of a run: how training went, what the model draws, how its scores are spread.
+"""Plots of a run: training curves, panels of masks, distributions of scores.
 
 Colours are those of Okabe and Ito, which colour-blind people tell apart; line styles differ as well, so that a grey
 print says the same.
@@ -77,7 +77,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: FilePath) -> None:
 
 
 def draw_panel(rows: Sequence[PanelRow], path: FilePath) -> None:
-    """Draw images beside what the truth and the model say of them, one image a row.
+    """Draw images with the true and the predicted outlines, one image per row.
 
     Args:
         rows: At least one image.
@@ -98,7 +98,7 @@ def draw_panel(rows: Sequence[PanelRow], path: FilePath) -> None:
 
 
 def draw_scores(dice: Sequence[float], interval: tuple[float, float], path: FilePath) -> None:
-    """Draw how the Dice scores of a set of images are spread.
+    """Draw the distribution of the Dice scores of a set of images.
 
     Args:
         dice: One score per image, in [0, 1].
@@ -172,6 +172,6 @@ def _quieten(axes: Axes) -> None:
 
 def _save(figure: Figure, path: FilePath) -> None:
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        # The name of an image may hold signs that the font has not; it draws boxes for them.
+        # An image's name may contain characters that the font lacks; matplotlib draws boxes and warns.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(temporary, dpi=DOTS_PER_INCH)

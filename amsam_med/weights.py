@@ -1,7 +1,7 @@
-"""The weights registry: every weight file by name, where it is looked for, and the sha256 it must have.
+"""The weights registry: every weight file by name, where it is searched for, and the sha256 it must have.
 
-Some files are embedded in the package or its bundles; their sha256 stands in ``assets/registry.json``, which
-:func:`register` writes. SAM's own files are public downloads; theirs stands below. Only :func:`get` uses the network.
+Some files are embedded in the package or its bundles; their sha256 is in ``assets/registry.json``, which
+:func:`register` writes. SAM's own files are public downloads, listed below. Only :func:`get` uses the network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures that Pillow decodes: PNG, JPEG, BMP, WebP, GIF, TIFF.
 
-A TIFF of several pages holds several pictures; a phone's MPO holds one, its photograph, as the others are previews.
-Animations are refused. Pages that nothing but damage or malice would have are refused before they are decoded.
+A TIFF of several pages holds several pictures; a phone's MPO holds one, the photograph, as the others are previews.
+Animations are refused. Pages with absurd sizes or counts are refused before they are decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amsam_med.errors import DataError
 PAGE_LIMIT = 10_000
 """The most pages of a TIFF; each costs time to find."""
 SCAN_LIMIT = 100
-"""The most scans of a JPEG; progressive ones have about ten, and each goes over all pixels."""
+"""The most scans of a JPEG; progressive ones have about ten, and each one is a pass over all pixels."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _ORIENTATION_TAG = 0x0112
@@ -63,12 +63,12 @@ class PictureFile:
             refuse_endless_scans(_scans(file))
 
     def close(self) -> None:
-        """Let go of the pixels."""
+        """Free the pixels."""
         self._picture.close()
 
     @cached_property
     def damage(self) -> str:
-        """What is wrong inside of a JPEG that is decoded all the same; mostly, and of other formats, nothing."""
+        """Damage inside a JPEG that is decoded nevertheless; empty for intact files and other formats."""
         if self.format not in _JPEGS:
             return ""
         self._file.seek(0)

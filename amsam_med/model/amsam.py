@@ -17,7 +17,7 @@ from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from amsam_med.model.prompt import PATCH, PromptEncoder
 
 LARGE_PART = 0.2
-"""A part of a mask is large from this share of the largest one's area on."""
+"""A part of a mask is large if it has at least this share of the largest part's area."""
 
 
 class Prediction(NamedTuple):
@@ -36,11 +36,11 @@ class AmSam(nn.Module):
     """Image encoder, prompt encoder with the learned embedding A, LoRA mask decoder and mask calibration.
 
     Args:
-        image_encoder: Images to embeddings; frozen in few-shot training but for what ``settings`` say is adapted.
+        image_encoder: Images to embeddings; frozen in few-shot training, except for parts named in ``settings``.
         prompt_encoder: Boxes, points and A.
         mask_decoder: Embeddings and prompts to masks.
         calibration: The Hadamard-product calibration.
-        settings: The arguments of ``build_amsam`` that define the network, for whoever saves it.
+        settings: The arguments of ``build_amsam`` that define the network, to be saved with its weights.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AmSam(nn.Module):
 
     @property
     def frozen_encoder(self) -> nn.Module:
-        """What few-shot training leaves as it is of the encoder: images to what :meth:`embed` takes in their place."""
+        """The part of the encoder that few-shot training does not adapt; :meth:`embed` also takes its output."""
         adapts = str(self.settings["adapts"])
         return self.image_encoder if adapts == "decoder" else Below(self.image_encoder, adapts)
 
@@ -91,9 +91,9 @@ class AmSam(nn.Module):
         point_labels: Tensor | None = None,
         earlier_logits: Tensor | None = None,
     ) -> Prediction:
-        """Masks of B images and the network's trust in them.
+        """Masks of B images, and their predicted IoUs.
 
-        A network of prompt ``"own"`` that is given no prompt makes its own in evaluation mode: the box of its mask.
+        In evaluation mode, a network of prompt ``"own"`` that is given no prompt uses the box of its own first mask.
 
         Args:
             image: RGB float ``(B, 3, S, S)`` in [0, 1], or what was encoded before: its embedding float
@@ -130,10 +130,10 @@ class AmSam(nn.Module):
         return Prediction(mask_logits, decoded.predicted_iou)
 
     def _predict_by_own_boxes(self, embedding: Tensor) -> Prediction:
-        """The mask without a prompt, with the box around it, or with that around its largest parts.
+        """The best of three masks: without a prompt, with the box of that mask, and with the box of its largest parts.
 
-        Of the three the one with the highest mean predicted IoU of the objects is taken. The first box holds when the
-        mask is in pieces of one object, the second when it has found something else as well.
+        The one with the highest mean predicted IoU of the objects is returned. The first box is right if the mask is in
+        pieces of one object, the second if it contains something else as well.
         """
         size = (self.input_size, self.input_size)
         candidates = [self._decode(embedding)]
@@ -141,7 +141,7 @@ class AmSam(nn.Module):
         masks = [*(first.argmax(dim=1) != 0).cpu()]
         for share in (0.0, LARGE_PART):
             found = [box_from_mask(largest_parts(mask, share)) for mask in masks]
-            # An empty mask has no box; what stands here for its box is not taken.
+            # An empty mask has no box; the placeholder here is never chosen.
             boxes = torch.stack([embedding.new_zeros(4, device="cpu") if box is None else box for box in found])
             is_found = torch.tensor([box is not None for box in found], device=embedding.device)
             answer = self._decode(embedding, boxes.to(embedding.device))
@@ -153,7 +153,7 @@ class AmSam(nn.Module):
         return Prediction(*(torch.stack(parts)[best, rows] for parts in zip(*candidates, strict=True)))
 
     def embed(self, image: Tensor) -> Tensor:
-        """Embed images, features or trunks; embeddings pass as they are. All else as for :meth:`predict`."""
+        """Embed images, features or trunk outputs; embeddings are returned unchanged. See :meth:`predict`."""
         encoder, size, grid = self.image_encoder, self.input_size, self.input_size // PATCH
         shape = tuple(image.shape[1:])
         if shape == (EMBEDDING_CHANNELS, grid, grid):

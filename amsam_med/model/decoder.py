@@ -18,7 +18,7 @@ LOGIT_STRIDE = 4
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder knows about the masks of B images.
+    """The decoder's output for B images.
 
     Attributes:
         mask_logits: M_orig, float ``(B, n, h, w)``; h = w = a quarter of the input size.
