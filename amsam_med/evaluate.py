@@ -218,7 +218,7 @@ class ScoreHandler:
     ``mask_logits`` ``(C + 1, h, w)`` in its output, and ``image_meta_dict`` in the batch.
 
     Args:
-        output_dir: Folder for the two files; made where it is missing.
+        output_dir: Folder for the two files; created if missing.
         record: What else ``scores.json`` should say, such as which data and which model were used.
         inferer: The evaluator's own, which has the flags of the latest images.
     """

@@ -76,7 +76,7 @@ EpochProgress = Callable[[int, int, float], None]
 
 
 class Example(Record):
-    """An image and its mask: their paths, in which bytes that are no UTF-8 are escaped."""
+    """An image and its mask: their paths, in which bytes that are not UTF-8 are escaped."""
 
     image: str
     label: str
@@ -308,7 +308,7 @@ def train(
 
     Args:
         data: A folder that ``data.datalists.open_datalist`` knows.
-        folder: The run folder; made where it is missing.
+        folder: The run folder; created if missing.
         options: See :class:`amsam_med.options.TrainOptions`.
         encode_progress: Called with (encoded, all) while images are encoded, for each half in turn.
         epoch_progress: Called after each epoch.

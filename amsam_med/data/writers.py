@@ -1,4 +1,4 @@
-"""Masks, overlays, outlines and volumes into files, each complete or not there at all."""
+"""Writers of masks, overlays, outlines and volumes; each file is written atomically."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) 
     ids = _checked_mask(mask)
     values = ids if ids.max(initial=0) > 1 else ids * np.uint8(255)
     with atomic_path(path) as temporary:
-        # Runs of one value are all there is to compress.
+        # Run-length coding is quickest, and a mask has little else than runs to compress.
         PIL.Image.fromarray(values).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
 
 
 def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
-    """Write the outlines of class ids, uint8 ``(H, W)``, as GeoJSON: a MultiPolygon a class, with its holes.
+    """Write the outlines of class ids, uint8 ``(H, W)``, as GeoJSON: one MultiPolygon per class, with its holes.
 
     Coordinates are pixels of the picture, x to the right and y down; the first pixel covers 0 to 1. Outlines run
     half-way between the centres of the last pixels inside and the first ones outside, as scikit-image's
@@ -71,8 +71,8 @@ def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
 def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
     """Write the class ids of a whole file as NIfTI, uint8.
 
-    Of a NIfTI image the result has its shape, affine and units, so that both lie on each other in a viewer; of others
-    it is ``(W, H, number of pictures)`` with a pixel as unit.
+    For a NIfTI image the result has its shape, affine and units, so that both overlap in a viewer; for other formats it
+    is ``(W, H, number of pictures)`` with a pixel as unit.
 
     Raises:
         DataError: The pictures of the file have several sizes.
@@ -110,7 +110,7 @@ def write_overlay(
         mask: Class ids, uint8 ``(H, W)``.
         path: The file; its suffix gives the format (``.png``, ``.jpg``).
         box: x1, y1, x2, y2 in pixels of the image, or None.
-        flags: Words that say why the result deserves a look.
+        flags: Reasons to review the result.
 
     Raises:
         DataError: Image and mask do not fit together.
@@ -129,7 +129,7 @@ class SaveMaskd(MapTransform):
 
     Args:
         keys: Key of the mask, class ids uint8 ``(1, H, W)``.
-        output_dir: Folder for the masks; made if missing.
+        output_dir: Folder for the masks; created if missing.
         data_root: The images' folder, whose sub-folders are kept below ``output_dir``. Without it all masks lie side
             by side, and of two images with one stem the later one wins.
     """

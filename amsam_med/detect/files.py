@@ -91,7 +91,7 @@ def write_weights(weights: DetectorWeights, path: Path, model: str = "", ultraly
 
     Args:
         weights: The weights.
-        path: Target, ``.safetensors``; its folder is made if missing.
+        path: Target, ``.safetensors``; its folder is created if missing.
         model: Which network it is, for people to read.
         ultralytics: The version that trained it, for people to read.
     """

@@ -115,7 +115,7 @@ class LabelModel:
 
     Args:
         bundle: Name or folder.
-        folder: Where the versions are kept; made where it is missing.
+        folder: Where the versions are kept; created if missing.
         base: Name of the base to begin with, untrained; None for the bundle's own model.
         device: As for ``amsam segment``.
         cache_folder: Keeps images as training encodes them; within ``folder`` by default.
@@ -253,7 +253,7 @@ class LabelModel:
         return Version(**{**record.model_dump(), "adapter": adapter})
 
     def _fault(self, adapter: Path) -> str:
-        """What is wrong with an adapter; mostly empty. It is looked at once, unless it changes."""
+        """What is wrong with an adapter; usually empty. It is looked at once, unless it changes."""
         changed = adapter.stat().st_mtime_ns
         if self._looked_at.get(adapter, (0, ""))[0] != changed:
             try:
@@ -350,7 +350,7 @@ class LabelModel:
 
 
 def own_folder(path: Path) -> Path:
-    """The folder, made where it is missing.
+    """The folder, created if missing.
 
     Raises:
         WeightsError: It is a link, or a file.

@@ -220,7 +220,7 @@ class RandomStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no 
             return None
         notes = [datastore.get_image_info(image).get("strategy", {}).get(request["strategy"], {}) for image in images]
         weights = [max(1, int(time.time()) - note.get("ts", 0)) for note in notes]
-        ((image, weight),) = random.choices(list(zip(images, weights, strict=True)), weights)  # noqa: S311  # a draw, no secret
+        ((image, weight),) = random.choices(list(zip(images, weights, strict=True)), weights)  # noqa: S311  # a draw, not cryptography
         return {"id": image, "weight": weight}
 
 
@@ -242,7 +242,7 @@ class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no t
         used = self.model.current()
         number = 0 if used is None else used.number
         unknown = [image for image in images if (image, number) not in self._doubts]
-        for image in random.Random(0).sample(unknown, min(ASKED_AT_ONCE, len(unknown))):  # noqa: S311  # a draw, no secret
+        for image in random.Random(0).sample(unknown, min(ASKED_AT_ONCE, len(unknown))):  # noqa: S311  # a draw, not cryptography
             self._doubts[image, number] = _doubt(self.model, datastore, image)
         known = [(self._doubts[image, number], image) for image in images if (image, number) in self._doubts]
         if not known:

@@ -147,7 +147,7 @@ def adapt(
         The network in evaluation mode.
     """
     torch.manual_seed(seed)
-    order = random.Random(seed)  # noqa: S311  # a draw, no secret
+    order = random.Random(seed)  # noqa: S311  # a draw, not cryptography
     network = set_trainable(copy.deepcopy(base))
     groups = _groups(network, way)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -188,7 +188,7 @@ def adapt_by_cross_halves(base: AmSam, examples: Examples, way: Way, seed: int) 
         The network in evaluation mode, and what was chosen.
     """
     count = len(examples.features)
-    drawn = random.Random(seed).sample(range(count), count)  # noqa: S311  # a draw, no secret
+    drawn = random.Random(seed).sample(range(count), count)  # noqa: S311  # a draw, not cryptography
     scores: dict[tuple[float, float], list[float]] = {}
     for trained, judged in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
         half = replace(way, steps=max(1, way.steps // 2), second_prompt="none", cross_halves=False)

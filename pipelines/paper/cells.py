@@ -275,7 +275,7 @@ class Bench:
             shots: How many examples.
             seed: Of draw and training.
             detector_file: Weights of the detector; None for no boxes.
-            epoch_done: Told about each epoch (AM-SAM's training alone).
+            epoch_done: Called after each epoch (AM-SAM's training alone).
         """
         if job.method == AM_SAM:
             return self._train_am_sam(job, shots, seed, detector_file, epoch_done)

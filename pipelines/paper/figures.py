@@ -93,7 +93,7 @@ def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
         images: How many.
         seed: Of the training, and of the choice of images.
     """
-    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, no secret
+    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, not cryptography
     shown = {name: [_blank(bench, one) for one in chosen] for name in SIDES}
     for name, job in SIDES.items():
         detector = bench.detector_file(job.detector, FIGURE_1_SHOTS, seed)
@@ -113,7 +113,7 @@ def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
 
 def draw_panels(bench: Bench, path: Path, images: int, seed: int, shots: int) -> list[Path]:
     """Figures 4, 7 and 8: image, truth, BLO-SAM and AM-SAM on images drawn with a seed."""
-    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, no secret
+    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, not cryptography
     shown = [_blank(bench, one) for one in chosen]
     for name in ("BLO-SAM", "AM-SAM"):
         job = SIDES[name]

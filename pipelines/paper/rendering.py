@@ -93,7 +93,7 @@ def render(
         table: What to render.
         store: Where its cells are.
         base: Of the rows that stand on one; rows without a base belong to every base's table.
-        folder: Where the files go; made where it is missing.
+        folder: Where the files go; created if missing.
         shots: Columns; the table's by default.
         document: A document with marks of the table's name, between which its Dice goes as well.
 

@@ -139,7 +139,7 @@ class Store:
     """The file of results.
 
     Args:
-        folder: Where ``results.sqlite`` lies; made where it is missing.
+        folder: Where ``results.sqlite`` lies; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -176,7 +176,7 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
     sceneries = hold_out(scenes_without_people(data))
-    rng, pasted, portraits = random.Random(seed), [], []  # noqa: S311  # a draw, no secret
+    rng, pasted, portraits = random.Random(seed), [], []  # noqa: S311  # a draw, not cryptography
     for part, count in ((0, PASTED_SCENES), (1, PASTED_SCENES // 10)):
         people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part]), *map(_cut_out, studio[part])]
         pasted.append(paste_scenes(people, sceneries[part], count, work / f"pasted-{part}", rng))
