@@ -1,7 +1,7 @@
-"""MONAI Label's server with our app, closed to what does not belong to the studies.
+"""MONAI Label's server with this project's app, restricted to what the studies need.
 
-``routes.py`` has its addresses, ``gate.py`` says who may ask and how much. Settings of MONAI Label itself
-(``MONAI_LABEL_*`` environment variables) hold as ever; a file of settings is not read.
+``routes.py`` has its routes, ``gate.py`` checks who may send which requests. MONAI Label's own settings
+(``MONAI_LABEL_*`` environment variables) are still used; a settings file is not read.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def serve(
         from amsam_med.label.gate import hosts_of
 
         app = guarded_app(hosts_of(host, port, allowed_hosts), allowed_origins)
-        app_instance()  # says what is wrong with the studies before anything starts
+        app_instance()  # raises errors of the studies before the server starts
         uvicorn.run(
             app,
             host=host,
@@ -150,7 +150,7 @@ def guarded_app(hosts: Iterable[str], origins: Iterable[str] = ()) -> ASGIApp:
 
 
 def _patient_protocol() -> type:
-    """HTTP for uvicorn that waits for the head of a request, but not without end."""
+    """The HTTP protocol of uvicorn with a timeout for the head of a request."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -170,7 +170,7 @@ def _patient_protocol() -> type:
             self._watch()
 
         def _watch(self) -> None:
-            """A clock runs while a head is not whole; it is not set back by a part of one."""
+            """Run a timer until a head is complete; further parts of it do not reset the timer."""
             is_waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
             if is_waiting and self._wait is None:
                 self._wait = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
@@ -206,7 +206,7 @@ def _located(studies: str, conf: Mapping[str, str]) -> tuple[str, Mapping[str, s
         return str(Path(studies).resolve()), conf
     url = urlsplit(studies)
     address, query = urlunsplit((url.scheme, url.netloc, url.path.rstrip("/"), "", "")), dict(parse_qsl(url.query))
-    next(DicomWeb(address).instances({**query}), None)  # says what is wrong with it before anything starts
+    next(DicomWeb(address).instances({**query}), None)  # raises errors of the server before anything starts
     return address, {"folder": str(local_folder(address)), **conf, "query": json.dumps(query)}
 
 

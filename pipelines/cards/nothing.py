@@ -1,4 +1,4 @@
-"""When is a mask of nothing? Trust in masks of objects and of pictures without any, and the threshold between them.
+"""The threshold below which an image holds no object: predicted IoUs of masks on images with and without objects.
 
     python -m pipelines.cards.nothing --data DATA -o OUT --bundle amsam_isic
     python -m pipelines.cards.nothing --data DATA -o OUT --bundle amsam_body
@@ -90,7 +90,7 @@ IMAGES: dict[str, Callable[[Path, Path], tuple[list[Path], list[Path]]]] = {
 
 
 def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
-    """What a bundle's network thinks of the mask that it draws without a box."""
+    """Predicted IoUs of the masks that a bundle's network predicts without a box."""
     model = open_model(bundle, detector="none", overrides={"nothing_below": 0.0})
     seen = (model.predict([model.prepare(path)])[0] for path in images)
     return np.array([one.predicted_iou if one.certainty > 0 else 0.0 for one in seen])

@@ -1,4 +1,4 @@
-"""What the reporting scripts share: segmenting a folder with the product, and scoring its masks.
+"""Shared code of the reporting scripts: segmenting a folder with the product, and scoring its masks.
 
 Scores are taken from the mask files that ``amsam segment`` writes, at the size of the masks; means, intervals and Dice
 are those of :mod:`amsam_med.evaluate`.

@@ -1,4 +1,4 @@
-"""With its box or without? What the margin between the two masks of an image is worth, and which one to take.
+"""Choice of ``rival_margin``: Dice when the mask with or without the detected box is kept, by margin.
 
     python -m pipelines.cards.rivals --data DATA --bundle amsam_isic
     python -m pipelines.cards.rivals --data DATA --bundle amsam_body

@@ -1,4 +1,4 @@
-"""How the product holds up when photographs are turned, darkened, shrunk, compressed, covered with hair or empty.
+"""Robustness of the product: scores on photographs that are rotated, darkened, shrunk, compressed, hairy or empty.
 
     python -m pipelines.cards.robustness --data DATA -o OUT          # writes, segments and scores all variants
     python -m pipelines.cards.robustness table -o OUT                # renders the records into docs/robustness.md

@@ -1,7 +1,7 @@
-"""Ways to adapt the base to a handful of labelled images, beyond the bundles' training: what is trained, and how.
+"""Alternatives to the bundles' few-shot training: which parts of the base are adapted, and how.
 
-Every way starts from the same base and takes steps of AdamW on all examples, without a detector and without an upper
-level of its own. ``tables/adaptation.yaml`` compares them on images that no result is reported on.
+Each one starts from the same base and trains by AdamW on all examples, without a detector and without an upper level.
+``tables/adaptation.yaml`` compares them on images on which no result is reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One cell of the paper's tables: train a system on a few examples, score it on the test images, take its time.
+"""One cell of the paper's tables: train a system on a few examples, score it on the test images, and time it.
 
 AM-SAM and BLO-SAM are the bundle's own training (``train.yaml``); ``adaptation`` has other ways to adapt a base, and
 ``baselines`` all other systems. Test images are read, squashed, scored and averaged in the same way for all. Embeddings
@@ -62,7 +62,7 @@ EpochDone = Callable[[int, AmSam], None]
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a run is about, beside its rows.
+    """Data, base, device and output folder of a run.
 
     Attributes:
         data: The data folder.
@@ -86,7 +86,7 @@ class Workspace:
 
 
 class Job(NamedTuple):
-    """A system and how to train it, as a row of a table names it.
+    """A system and its training, as a row of a table names it.
 
     Attributes:
         method: ``"am-sam"``, ``"adapt"``, or a name of :data:`pipelines.paper.baselines.BASELINES`.
@@ -110,7 +110,7 @@ class Job(NamedTuple):
 
 
 class TestImages:
-    """The images that results are reported on.
+    """The images on which results are reported.
 
     Args:
         items: Pairs of image and mask.
@@ -194,7 +194,7 @@ class Trained(NamedTuple):
 
 
 class Bench:
-    """The cells of one data set.
+    """Runs the cells of one data set.
 
     Args:
         name: A key of :data:`TASKS`.
@@ -451,7 +451,7 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 
 def clock(device: str) -> float:
-    """Seconds that only their differences mean: of one thread the processor's time, which other work leaves alone."""
+    """Seconds, of which only differences matter: CPU time for one thread, as other programs do not affect it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.process_time() if is_processor_time(device) else time.monotonic()
@@ -463,7 +463,7 @@ def is_processor_time(device: str) -> bool:
 
 
 class _Watch:
-    """Seconds, and the most memory beyond what was held at the start; on a CPU as Linux counts it, elsewhere 0."""
+    """Seconds and peak memory beyond that at the start; on a CPU as counted by Linux, and 0 on other systems."""
 
     def __init__(self, device: str) -> None:
         self.device, self.is_cuda = device, device.startswith("cuda")
@@ -486,7 +486,7 @@ class _Watch:
 
 
 def _reset_peak() -> None:
-    """Let Linux count the peak from here, once memory that is free already has been handed back."""
+    """Reset Linux's count of the peak, after returning free memory to the system."""
     path = Path("/proc/self/clear_refs")
     if not path.exists():
         return

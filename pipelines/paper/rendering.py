@@ -40,7 +40,7 @@ UNKNOWN: Compared = (None, None)
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """One entry of a table.
 
     Attributes:
         mean: Dice in percent, mean over seeds; None where nothing was run.

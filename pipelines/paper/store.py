@@ -81,7 +81,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cell came to; 0 and empty texts are what a record of an earlier version does not say.
+    """The results of a cell; 0 and empty texts stand for values that records of earlier versions lack.
 
     Attributes:
         dice: Mean over the test images at their own size, in [0, 1].
