@@ -72,10 +72,10 @@ def serve(
         DataError: The DICOMweb server does not answer.
     """
     with ExitStack() as stack:
-        sweep_scratch()  # uploads that a killed server has left
+        sweep_scratch()  # removes uploads that a killed server has left
         scratch = str(stack.enter_context(scratch_folder()))
         stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
-        tempfile.tempdir = scratch  # uploads go where nothing else lies
+        tempfile.tempdir = scratch  # uploads are stored in a folder without other files
         studies, conf = _located(studies, _absolute(conf))
         app_folder = Path(scratch) / "app"
         app_folder.mkdir()
@@ -220,13 +220,13 @@ def _settings(studies: str, conf: Mapping[str, str], port: int, app_folder: Path
         "MONAI_LABEL_SERVER_PORT": str(port),
         "TMPDIR": str(app_folder.parent),
         "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in searched if place),
-        "PYTHONSAFEPATH": "1",  # a training looks for modules where they are installed alone
+        "PYTHONSAFEPATH": "1",  # a training must import installed modules only, none from the folder of studies
         "MONAI_LABEL_SESSIONS": "false",
     }
     endings = [f"*{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
     defaults = {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(endings),
-        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a look at all images after each one would take the CPU
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # scoring all images after each label would take the CPU
         "MONAI_LABEL_PROJECT_NAME": "AM-SAM Med, MONAI Label",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }

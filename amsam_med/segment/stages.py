@@ -353,7 +353,7 @@ class _File:
         self.jobs: list[_Job] = []
         self.files: dict[str, str] = {}  # results of the whole file, by column
         self.parts: dict[int, Part] = {}  # pictures that an earlier run finished, by number from 1
-        self.path = Path(given.member or given.place)
+        self.path = Path(given.member or given.location)
         self._held = ExitStack()
         self._image: ImageFile | None = None
         self._lock = threading.Lock()

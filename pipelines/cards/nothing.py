@@ -33,7 +33,7 @@ from pipelines.weights.scenes import SOURCES, held_out
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/nothing.md"
 MOST_LOST = 1 / 400
-"""Of the objects: what the chosen threshold may empty."""
+"""Largest share of objects whose mask the chosen threshold may empty."""
 STEP = 0.01
 SHOWN = (0.15, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of the table, beside the chosen one."""
@@ -86,7 +86,7 @@ IMAGES: dict[str, Callable[[Path, Path], tuple[list[Path], list[Path]]]] = {
     **{domain.bundle: partial(images_on_skin, domain) for domain in DOMAINS if domain.is_on_skin},
     "amsam_body": images_of_people,
 }
-"""Bundles with images of nothing; one of another domain wants a function of its own here."""
+"""Images without an object, by bundle; a bundle of another domain needs a function here."""
 
 
 def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The usual baseline: MONAI's U-Net on the images that the adapters learn from, for a given time.
+"""The usual baseline: MONAI's U-Net, trained on the adapters' images for a given time.
 
     python -m pipelines.cards.unet --data DATA -o OUT --set isic2018 --minutes 12     # trains, then compares
     python -m pipelines.cards.unet compare --data DATA -o OUT --set isic2018          # compares again
@@ -91,7 +91,7 @@ TASKS = {domain.data_set: _task(domain) for domain in DOMAINS}
 
 
 class Images(NamedTuple):
-    """What a task learns from.
+    """Training and validation images of a task.
 
     Attributes:
         train: By source.

@@ -35,13 +35,13 @@ BATCH_SIZE = 4
 RATE, UPPER_RATE, ENCODER_RATE, LORA_RATE = 1e-3, 2e-4, 3e-4, 1e-3
 WEIGHT_DECAY = 0.1
 WARM_UP = 10
-"""Steps in which the rates rise to their full size; from then on they fall as in the bundles' training."""
+"""Steps of linear warm-up; afterwards the learning rates decay as in the bundles' training."""
 POWER = 0.9
 LAMBDA_DICE = 0.8
 MARKS = (0.25, 0.5, 1.0)
-"""When cross-halves look at a training, as shares of its steps."""
+"""Points of a training at which cross-halves evaluate it, as shares of its steps."""
 SHARES = (0.25, 0.5, 1.0)
-"""How far cross-halves go from the base to the trained weights."""
+"""Candidates for the interpolation from the base to the trained weights in cross-halves."""
 
 SecondPrompt = Literal["none", "prototypes", "mask", "box"]
 Logits = Callable[[Tensor], Tensor]

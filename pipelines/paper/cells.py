@@ -49,9 +49,9 @@ from pipelines.paper.store import ADAPT, AM_SAM, Cell, Identity, Measured, Store
 from pipelines.paper.tasks import TASKS, Part, data_set_of, few_shot_detector, open_lists
 
 OURS = (AM_SAM, ADAPT)
-"""Methods that adapt the base itself, and take what its frozen encoder makes of the images."""
+"""Methods that adapt the base itself, and take the output of its frozen encoder instead of images."""
 AT_ONCE = 8
-"""Test images that a network takes at once."""
+"""Test images per batch of a network."""
 TIMED_IMAGES = 12
 PACKAGES = ("amsam-med", "torch", "monai", "timm", "torchvision", "ultralytics", "segment-anything")
 
