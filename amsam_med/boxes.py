@@ -22,12 +22,12 @@ Size = tuple[int, int]
 
 
 class Detections(NamedTuple):
-    """One box an image, as a detector found it.
+    """One box per image, as a detector found it.
 
     Attributes:
         boxes: float32 ``(B, 4)``, xyxy pixels of the detector's input.
         confidence: float32 ``(B,)`` in 0..1.
-        is_detected: bool ``(B,)``; False where the box is too unsure to be used as a prompt.
+        is_detected: bool ``(B,)``; False if the confidence is too low for the box to be used as a prompt.
     """
 
     boxes: Tensor
@@ -78,13 +78,13 @@ def full_image_box(size: Size) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
-    """Carry ``(..., 4)`` boxes from a frame of ``from_size`` (height, width) into one of ``to_size``."""
+    """Scale ``(..., 4)`` boxes from a frame of ``from_size`` (height, width) to one of ``to_size``."""
     y_scale, x_scale = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * boxes.new_tensor([x_scale, y_scale, x_scale, y_scale])
 
 
 def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
-    """Cut ``(..., 4)`` boxes at the edges of an image of ``size`` (height, width)."""
+    """Clip ``(..., 4)`` boxes to an image of ``size`` (height, width)."""
     clipped: Tensor = clip_boxes_to_image(boxes, size)
     return clipped
 

@@ -1,8 +1,8 @@
-"""Opening a MONAI bundle: the one wiring diagram behind the command line, ``monai.bundle`` and every other face.
+"""Opening a MONAI bundle, whose configuration wires all parts for the command line, ``monai.bundle`` and Python.
 
-A bundle's configuration is code: it may hold Python expressions, which run when it is opened. So only bundles open that
-:mod:`amsam_med.trust` lets pass. What is set from outside (options, paths, what an adapter says) enters a configuration
-as Python values and never as text of it: a path that starts with ``$`` is a path.
+A bundle's configuration is code: it may contain Python expressions, which run when it is opened. So only bundles that
+:mod:`amsam_med.trust` allows are opened. Values from outside (options, paths, an adapter's header) are set as Python
+values and never as configuration text: a path that starts with ``$`` remains a path.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TARGET = "_target_"
 
 @dataclass(frozen=True)
 class Expression:
-    """Configuration of ours, for an override that is meant to be some; never made of anything from outside.
+    """An override that is configuration text; only for text of this package, never for values from outside.
 
     Attributes:
         text: A reference (``"@scores"``), an expression (``"$[@scores]"``), or a part with its ``_target_``.
@@ -62,7 +62,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class Component:
-    """A part to be built in place of a configuration's own.
+    """An override that builds a part instead of the configuration's own.
 
     Attributes:
         target: Dotted name of a class or function of ours.
@@ -74,7 +74,7 @@ class Component:
 
 
 class _Value:
-    """A Python value as a component, whose building is itself: nothing in it is looked at as configuration."""
+    """A Python value as a component that is built as itself, so that nothing in it is parsed as configuration."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -92,7 +92,7 @@ class BundleParser(ConfigParser):
     It lets an ``AmsamError`` through, where MONAI would bury it in RuntimeErrors.
 
     Attributes:
-        foreign_name: Of a bundle that is not shipped, whose faults are its author's and not ours.
+        foreign_name: Name of a bundle that is not shipped: errors in it are reported as its author's.
     """
 
     foreign_name = ""
@@ -127,7 +127,7 @@ class BundleParser(ConfigParser):
 
 
 class Part(Generic[T]):
-    """A part of an opened workflow as an attribute of it: built when it is first asked for, and kept.
+    """A part of an opened workflow as an attribute: built at its first use, and kept.
 
     Args:
         id: Its entry in the configuration.
@@ -149,12 +149,12 @@ class Part(Generic[T]):
         if workflow is None:
             return self
         part: T = workflow.parser.get_parsed_content(self._id)
-        workflow.__dict__[self._name] = part  # found before this descriptor from now on
+        workflow.__dict__[self._name] = part  # Python finds it there before this descriptor from now on
         return part
 
 
 class OpenedWorkflow:
-    """A workflow of a bundle with its parts by name and type, so that nobody else fetches them by text.
+    """A workflow of a bundle with its parts as typed attributes, so that no other code gets them by text.
 
     Args:
         parser: Of :func:`open_bundle`.
@@ -169,7 +169,7 @@ class OpenedWorkflow:
         self.parser = parser
 
     def initialize(self) -> None:
-        """What the bundle does before it computes, where it does anything: the shipped ones seed random numbers."""
+        """Run the bundle's ``initialize`` entry, if it has one; the shipped bundles seed random numbers there."""
         if "initialize" in self.parser:
             self.parser.get_parsed_content("initialize")
 
@@ -190,7 +190,7 @@ class InferenceWorkflow(OpenedWorkflow):
     postprocessing = Part[Compose]("postprocessing")
 
     def weight_files(self) -> dict[str, Path | None]:
-        """The files of weights by role: model, or base and adapter; and detector. None for one that is not used."""
+        """The files of weights by role: model, or base and adapter; and detector. None if a role is not used."""
         of_network = {"model": "model_file"}
         if self._file("adapter") is not None:
             of_network = {"base": "network_def::base_weights", "adapter": "adapter"}
@@ -238,9 +238,9 @@ class TrainWorkflow(OpenedWorkflow):
 
 
 def default_bundle(adapter: FilePath | None = None) -> str:
-    """The shipped bundle to use where none is named: the one an adapter was trained with, else the lesions'.
+    """The shipped bundle to use if none is named: the one an adapter was trained with, else the one for lesions.
 
-    An adapter cannot choose any other: that its user must do.
+    An adapter cannot choose a bundle that is not shipped; the user must name it.
 
     Raises:
         WeightsError: The adapter is missing or damaged, or was trained with a bundle that is not shipped.
@@ -260,7 +260,7 @@ def default_bundle(adapter: FilePath | None = None) -> str:
 def open_bundle(
     name_or_path: str | Path, workflow: Workflow, overrides: Mapping[str, Any] | None = None
 ) -> BundleParser:
-    """Read a bundle's configuration; parts are built when they are asked for.
+    """Read a bundle's configuration; parts are built when they are first used.
 
     Args:
         name_or_path: See :func:`locate_bundle`.
@@ -313,7 +313,7 @@ def config_files(root: Path, workflow: Workflow) -> list[str]:
 
 
 def with_weights(network: AmSam, model_file: str | Path, adapter_file: str | Path | None = None) -> AmSam:
-    """Fill a network for inference: from a bundle's model, or from an adapter on its base.
+    """Load weights into a network for inference: from a bundle's model, or from an adapter on its base.
 
     A shipped bundle's model is checked against the sha256 on record.
 
@@ -365,7 +365,7 @@ def model_overrides(
 
 
 def training_overrides(options: TrainOptions) -> dict[str, Any]:
-    """Overrides of a train workflow for what a user has chosen: what nobody chose is left to the bundle.
+    """Overrides of a train workflow for the options that a user has given; the bundle decides the others.
 
     A network of prompt ``"own"`` or ``"none"`` is trained without the detector.
 
@@ -394,7 +394,7 @@ def training_overrides(options: TrainOptions) -> dict[str, Any]:
 
 
 def _detector_of_training(options: TrainOptions, prompt: Any) -> dict[str, Any]:
-    """The detector as an override, if it is another one than the bundle's; none for a network that sees no box."""
+    """The detector as an override, if it is not the bundle's; no detector for a network that takes no box."""
     configured = as_configured(options.bundle, "train.yaml")
     prompt = prompt or configured.get("prompt")
     if prompt in DETECTORLESS:
@@ -431,7 +431,7 @@ def _adapter_overrides(adapter: Path, base_weights: FilePath | None) -> dict[str
 
 
 def _refuse_other_bundle(adapter: str, record: Mapping[str, Any], root: Path) -> None:
-    """An adapter goes with the bundle that it was trained with: of a shipped one the name, of another its content."""
+    """Refuse an adapter that was trained with another bundle: compares names of shipped ones, contents of others."""
     trained_with = record.get("bundle")
     if trained_with is None or (_is_shipped(root) and trained_with == root.name):
         return
@@ -451,7 +451,7 @@ def _refuse_other_bundle(adapter: str, record: Mapping[str, Any], root: Path) ->
 
 
 def _refuse_other_detector(adapter: str, record: Mapping[str, Any], parser: BundleParser) -> None:
-    """An adapter has learned to read the boxes of one detector. Older ones do not say of which."""
+    """Refuse an adapter trained with another detector, on whose boxes it relies. Older adapters do not name theirs."""
     trained_with = record.get("detector_sha256")
     if trained_with is None:
         return

@@ -3,8 +3,8 @@
 An adapter holds what few-shot training changed (LoRA, the prompt embedding A, the decoder's unfrozen parts and a
 learned calibration) and, in its header, the settings of its network and the sha256 of the base it was trained on.
 
-Adapters are sent from person to person, so an adapter is data: what its header says must be of the types and ranges of
-:class:`AdapterSettings` and :class:`AdapterRecord`, with no other entries, before anything is made of it.
+Adapters are sent from person to person, so they are treated as data: a header's entries must have the types and ranges
+of :class:`AdapterSettings` and :class:`AdapterRecord`, with no others, before anything is built from them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class AdapterSettings(Record):
 
 
 class AdapterRecord(Record):
-    """The training of an adapter. Nothing is built from it; the bundle is a name to compare, never a path."""
+    """The record of an adapter's training. Nothing is built from it; the bundle is a name to compare, never a path."""
 
     bundle: FolderName | None = None
     bundle_sha256: Sha256 | None = None
@@ -95,7 +95,7 @@ class _AdapterHeader(Record):
 
 
 def frozen_digest(network: AmSam) -> str:
-    """sha256 of all frozen parameters and buffers: what an adapter was trained on top of."""
+    """sha256 of all frozen parameters and buffers, on which an adapter was trained."""
     trained = trainable_state(network).keys()
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -131,7 +131,7 @@ def save_adapter(
         "state_sha256": _state_digest(state),
     }
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(state, header))  # save_file would make a file that only its owner can read
+        temporary.write_bytes(save(state, header))  # save_file would create a file that only its owner can read
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -140,7 +140,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     The settings are all those of :class:`AdapterSettings`; of the record's entries there are those that were written.
 
     Raises:
-        WeightsError: The file is missing, damaged, not an adapter, or says what no adapter says.
+        WeightsError: The file is missing, damaged, not an adapter, or has a header that is not valid.
     """
     settings, record, header = _parsed(path, _open_adapter(path, header_only=True)[1])
     return settings.model_dump(), record.model_dump(exclude_unset=True), header.base_digest

@@ -1,7 +1,7 @@
-"""The words that an option, an entry of a configuration or an argument may be, each set of them once.
+"""The allowed values of options, configuration entries and arguments, each set defined once.
 
-Nothing is imported here but ``typing``: the command line asks for these words before it loads anything. The module that
-acts on a word hands its type on under its own name, and says what each word does.
+Only ``typing`` is imported, because the command line needs these values before it loads anything else. The module that
+uses a value re-exports its type and documents what each value does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal, TypeAlias
 BaseName: TypeAlias = Literal["tiny", "tiny-general", "vit_b", "vit_l", "vit_h"]
 """Names of bases."""
 PromptKind: TypeAlias = Literal["box", "box+point", "own", "none"]
-"""What of a box the prompt encoder sees; with ``own`` boxes that the network makes itself."""
+"""How a box is given to the prompt encoder; with ``own``, the network makes boxes itself."""
 DETECTORLESS: tuple[PromptKind, ...] = ("own", "none")
-"""With these a network needs no detector, in training as in use."""
+"""Prompts with which a network needs no detector, in training and inference."""
 CalibrationMode: TypeAlias = Literal["none", "paper", "learned"]
 """How masks are calibrated (Eq. 9-12)."""
 CalibrationScope: TypeAlias = Literal["image", "batch"]
-"""Over which masks Eq. 9-12 run: one image's, or those of a batch, as the paper's letter has it."""
+"""Whether Eq. 9-12 average over one image or over a batch, as printed in the paper."""
 Adapted: TypeAlias = Literal["decoder", "neck", "stage"]
 """What few-shot training adapts."""
 
@@ -26,7 +26,7 @@ Adapted: TypeAlias = Literal["decoder", "neck", "stage"]
 Hypergradient: TypeAlias = Literal["first-order", "unrolled", "exact"]
 """How the upper level (Eq. 7-8) looks through the lower one; see amsam_med.learn.hypergradient."""
 BoxChoice: TypeAlias = Literal["vote", "surest"]
-"""How a detector comes to its one box: the vote of many, or the most confident one."""
+"""How a detector chooses its box: by box voting, or the most confident one."""
 ViewKind: TypeAlias = Literal["all", "mirror", "none"]
 """Which views augment or are averaged: all eight, the image and its left-right mirror, or the image alone."""
 
@@ -42,4 +42,4 @@ FormatName: TypeAlias = Literal["png", "overlay", "contour", "nifti", "dicom-seg
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 """``auto`` leaves it to the bundle."""
 EngineName: TypeAlias = Literal["local", "ray"]
-"""Where files pass the stages of ``amsam segment``: in this process, or in those of a Ray cluster."""
+"""Where ``amsam segment`` computes: in this process, or in those of a Ray cluster."""

@@ -1,10 +1,10 @@
-"""The domains that the shipped bundles are for, one entry each; whatever names one of them asks here.
+"""The domains of the shipped bundles, one entry each; all code that names a domain reads it from here.
 
-What belongs to a bundle stands in its folder: its class and the codes of it for DICOM in ``configs/metadata.json``,
-which views make sense and on which base it is in ``configs/train.yaml``. What belongs to the work around it stands
-here: what it is called in lists, its detector, and on which data sets it is trained and measured.
+A bundle's own properties are in its folder: its class and DICOM codes in ``configs/metadata.json``, its views and its
+base in ``configs/train.yaml``. This file has everything around it: its name in lists, its detector, and the data sets
+on which it is trained and evaluated.
 
-Nothing is imported but the standard library: the command line asks before it loads anything.
+Only the standard library is imported, because the command line needs this before it loads anything else.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ DataPart: TypeAlias = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Domain:
-    """Something that is segmented.
+    """A kind of object to segment, with its bundle and data sets.
 
     Attributes:
         bundle: Name of its bundle, a folder of ``bundles/``.
-        things: What it outlines, in a few words for lists.
-        where: In which images.
+        things: The objects, in a few words for lists.
+        where: The kind of images.
         detector: Registered name of its detector, whose file is the bundle's ``models/detector.safetensors``.
-        titles: Data sets that it is measured on, by folder, as tables print them; the card is about the part ``test``
-            of the first.
-        examples: What its adapter, and a rival that learns from scratch, are trained on.
-        validation: What is selected by; where there is none, a part of the examples is held out.
-        also_learned: What detector and base have learned from besides.
-        merged: Folders whose masks tell parts of a thing apart, which together are one object.
-        adapter_settings: Entries of ``train.yaml`` for its adapter, which learns from all examples.
-        is_on_skin: Its card also counts by skin tone and contrast.
+        titles: Titles in tables of the data sets it is evaluated on, by folder; the model card reports the part
+            ``test`` of the first.
+        examples: Training images of its adapter, and of the U-Net that is compared with it.
+        validation: Images for model selection; if empty, a part of the examples is held out.
+        also_learned: Further training images of its detector and base.
+        merged: Folders whose masks have separate ids for parts of one object.
+        adapter_settings: Entries of ``train.yaml`` for its adapter, which is trained on all examples.
+        is_on_skin: Whether its card also reports results by skin tone and contrast.
     """
 
     bundle: str
@@ -74,11 +74,11 @@ DOMAINS = (
         detector="person-detector",
         titles={"human_vikram": "Human (Vikram)", "tiktok": "TikTok body"},
         examples=(("human_vikram", "train"), ("pretrain/ccp", None)),
-        merged=frozenset({"pretrain/ccp"}),  # garments
+        merged=frozenset({"pretrain/ccp"}),  # its ids are garments
         adapter_settings={"views": "mirror", "lower_rate": 2e-4, "upper_rate": 2e-4},
     ),
 )
-"""The first one's bundle is used where nobody names any."""
+"""The first one's bundle is the default."""
 
 DEFAULT_BUNDLE = DOMAINS[0].bundle
 

@@ -2,7 +2,7 @@
 
 The tree::
 
-    AmsamError                  whatever a caller can mend; its text names the thing, what was expected, and the fix
+    AmsamError                  errors that a caller can fix; the text names the thing, what was expected, and the fix
     ├── DataError               an image, a mask, a folder or a data list       (also ValueError)
     ├── WeightsError            a weight file: missing, damaged, of another model (also RuntimeError)
     ├── ConfigError             settings that are unknown or contradict         (also ValueError)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class AmsamError(Exception):
-    """Base of all errors a user can mend."""
+    """Base of all errors that a user can fix."""
 
 
 class DataError(AmsamError, ValueError):

@@ -1,7 +1,7 @@
-"""Measuring a model on labelled images: a score for each image, and the means with their intervals.
+"""Evaluation of a model on labelled images: scores of each image, and means with intervals.
 
-All scores but one are taken at the images' own size. The mean Dice at the size of the logits (64 x 64 for an input of
-256) is there for comparison with BLO-SAM, the paper's ancestor, which reports that one.
+All scores but one are computed at the images' own size. The mean Dice at the size of the logits (64 x 64 for an input
+of 256) is for comparison with BLO-SAM, on which the paper builds and which reports that one.
 
 How empty masks count: two empty masks score 1, an empty mask against an object scores 0 (MONAI's ``MeanDice``, the
 workflow's key metric, leaves images with an empty truth out instead). With several classes an image's score is the mean
@@ -45,7 +45,7 @@ SCORES_SUMMARY = "scores.json"
 SCORES_PICTURE = "scores.png"
 LOCK = ".evaluate.lock"
 MASK_LOGITS = "mask_logits"
-"""Key under which the workflow keeps an item's logits ``(C + 1, h, w)`` beside the mask made of them."""
+"""Key of an item's logits ``(C + 1, h, w)``, which are kept beside the mask made from them."""
 JACCARD_THRESHOLD = 0.65
 """An IoU below it counts as 0 in the threshold Jaccard of the ISIC 2018 challenge."""
 RESAMPLES = 2000
@@ -58,10 +58,10 @@ Progress = Callable[[int, int], None]
 
 
 def dice_score(prediction: Tensor, truth: Tensor) -> float:
-    """Eq. (13). Twice the pixels that two masks share over the pixels that each holds; 1 for two empty masks.
+    """Eq. (13). Twice the size of two masks' intersection over the sum of their sizes; 1 for two empty masks.
 
     Args:
-        prediction: Any shape and dtype; what is not zero is the object.
+        prediction: Any shape and dtype; non-zero pixels are the object.
         truth: The same shape.
 
     Returns:
@@ -218,9 +218,9 @@ class ScoreHandler:
     ``mask_logits`` ``(C + 1, h, w)`` in its output, and ``image_meta_dict`` in the batch.
 
     Args:
-        output_dir: Folder for the two files; made where it is missing.
+        output_dir: Folder for the two files; created if missing.
         record: What else ``scores.json`` should say, such as which data and which model were used.
-        inferer: The evaluator's own, which knows why an image is flagged.
+        inferer: The evaluator's own, which has the flags of the latest images.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ def evaluate(
         ConfigError: The output lies among the images or masks, another process writes to it, or there is too little
             memory.
         DataError: The data cannot be used, or the output cannot be written to.
-        WeightsError: Model, adapter, base or detector are not at hand, or answer nothing.
+        WeightsError: The file of the model, adapter, base or detector is missing or damaged.
     """
     options = with_chosen(options or EvaluateOptions(), chosen)
     data, output = Path(data), Path(output)

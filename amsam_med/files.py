@@ -1,4 +1,4 @@
-"""Files on disk: written as a whole or not at all, JSON among them, swept where a killed writer left one, hashed."""
+"""Files on disk: atomic writing, also of JSON; removal of what killed writers left; hashing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-_LENT = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?", re.DOTALL)
 
 
 @contextmanager
@@ -25,18 +25,18 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, as libraries choose the format by it.
-    lent = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield lent
-        os.replace(lent, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        lent.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all."""
-    with atomic_path(path) as lent:
-        lent.write_bytes(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(
@@ -58,17 +58,17 @@ def write_json(
         TypeError: A value is none of JSON's, and ``default`` is None.
     """
     text = json.dumps(content, indent=2, sort_keys=sort_keys, default=default)
-    with atomic_path(path) as lent:
-        lent.write_text(text + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file's name is one that :func:`atomic_path` lends."""
-    return _LENT.fullmatch(name) is not None
+    """Whether a file's name is a temporary one of :func:`atomic_path`."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def sweep_unfinished(file: Path) -> None:
-    """Remove what killed writers of ``file`` left beside it; call it where the output is held.
+    """Remove what killed writers of ``file`` left beside it; call it only while no other process can write it.
 
     Args:
         file: A file written through :func:`atomic_path`, or by an earlier version through a name that ends ``.tmp``.
@@ -81,6 +81,6 @@ def sweep_unfinished(file: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file in hex, read anew; :func:`amsam_med.weights.sha256` remembers what it has read."""
+    """The sha256 of a file in hex; always reads the file, unlike :func:`amsam_med.weights.sha256`, which caches it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

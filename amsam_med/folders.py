@@ -1,4 +1,4 @@
-"""Where this user's things lie on each platform; the XDG variables are respected on all of them."""
+"""The user's folders for settings and downloads on each platform; XDG variables are respected on all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amsam_med.errors import ConfigError
 
 
 class _Places(NamedTuple):
-    """A variable of XDG; a variable of Windows; and folders in the home of Windows, macOS and others."""
+    """The variable of XDG, the variable of Windows, and the folders in the home on Windows, macOS and others."""
 
     xdg: str
     windows_variable: str
@@ -27,7 +27,7 @@ _PLACES = {
 
 
 def user_folder(kind: Literal["cache", "settings"]) -> Path:
-    """The folder of this project for one kind of things; it may not be there yet.
+    """This project's folder for downloads or for settings; it may not exist yet.
 
     Raises:
         ConfigError: The user has no home folder, and no variable names another one.

@@ -1,4 +1,4 @@
-"""An output that one process holds alone, by the lock of an open file: the system lets go of it when a process ends."""
+"""Exclusive use of an output by one process, through a lock on an open file, which the system frees when it ends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from amsam_med.files import sweep_unfinished as sweep_unfinished
 
 @contextmanager
 def held(lock: Path, what: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; afterwards it is gone, and so are folders made for it that are empty.
+    """Hold a lock file while the block runs; afterwards the file, and empty folders created for it, are removed.
 
     Args:
-        lock: The file, beside or in what it stands for.
-        what: What it stands for, for the message.
+        lock: The file, beside or inside the output.
+        what: The output, for the message.
 
     Raises:
         ConfigError: Another process holds it.
@@ -32,7 +32,7 @@ def held(lock: Path, what: str) -> Iterator[None]:
                 yield
             finally:
                 with suppress(OSError):
-                    lock.unlink()  # before it is let go: afterwards it may be another's
+                    lock.unlink()  # before it is unlocked: afterwards it may be another process's
     finally:
         with suppress(OSError):
             for folder in made:

@@ -1,4 +1,4 @@
-"""What a machine has too little of or does not allow, as errors that say what to do about it."""
+"""Limits of the machine (memory, disk, permissions) as errors that say what to do about them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OUT_OF_MEMORY = (
 
 @contextmanager
 def limits_named(output: Path, less_memory: str) -> Iterator[None]:
-    """Turn what the machine refuses inside the block into one plain sentence.
+    """Turn errors of memory and disk inside the block into errors of one plain sentence.
 
-    MONAI reports a fault of a part or a transform as a ``RuntimeError`` about it. What it was lies among its causes,
-    and so does an :class:`AmsamError`, which is passed on as it is.
+    MONAI wraps an error of a part or a transform into a ``RuntimeError``, so the original is looked for among its
+    causes. An :class:`AmsamError` found there is raised as it is.
 
     Args:
         output: Where the block writes, for the message.
@@ -72,7 +72,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_disk(error: OSError, output: Path) -> str:
-    # An error that names no file need not be the output's fault: locks between processes lie in shared memory.
+    # An error that names no file need not be about the output: locks between processes are in shared memory.
     place = error.filename or f"{output}, the temporary folder or shared memory (/dev/shm)"
     return (
         f"{place}: cannot be read or written ({error.strerror or error}); make room, change its permissions, or give "

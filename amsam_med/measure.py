@@ -1,9 +1,9 @@
 """Measurements of one segmented picture: size, shape, border and colour of its object.
 
 The object is every pixel whose class id is above 0. Its shape is measured on its *runs*, the stretches of object in
-each row: area, box, moments, parts and perimeter follow from a few numbers a row, whatever the picture's size. Lengths
-and shapes are in millimetres where the pixel spacing is known, so pixels need not be square. ``docs/measurements.md``
-says in plain words what each number means.
+each row: area, box, moments, parts and perimeter follow from a few numbers per row, whatever the picture's size.
+Lengths and shapes are in millimetres if the pixel spacing is known, so pixels need not be square.
+``docs/measurements.md`` says in plain words what each number means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A new bundle from one that is there: the same wiring and the same base, for a task of one's own.
+"""A new bundle for another task, copied from an existing one: the same wiring and the same base.
 
-What is copied is code (:mod:`amsam_med.trust`), so only a bundle that may run is taken as a source, and what is
-changed are plain values. That is why the new bundle is trusted from the start.
+A bundle is code (:mod:`amsam_med.trust`), so only a trusted bundle can be the source, and only plain values are
+changed. Therefore the new bundle is trusted from the start.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _OPEN = "to be filled in"
 
 @dataclass(frozen=True)
 class Task:
-    """What a new bundle is for.
+    """The task of a new bundle.
 
     Attributes:
-        class_name: What it outlines, as in "foot ulcer"; 64 letters at most, on one line.
-        description: One sentence; made of ``class_name`` where it is empty.
-        views: Which views of an image augment training; None for the source's. Things that are never upside down, as
-            people, want ``"mirror"``.
+        class_name: The object, as in "foot ulcer"; 64 letters at most, on one line.
+        description: One sentence; made from ``class_name`` if it is empty.
+        views: Which views of an image augment training; None for the source's. Use ``"mirror"`` for objects that are
+            never upside down, such as people.
         detector: Name or file of the detector that finds the boxes. None makes a bundle whose network
             makes boxes itself (``prompt: own``).
     """
@@ -57,7 +57,7 @@ class Task:
 
 
 def new_bundle(folder: Path, task: Task, source: str | Path = DEFAULT_BUNDLE) -> Path:
-    """Write a bundle that trains at once; it holds no model of its own, and shares the source's base.
+    """Write a bundle that is ready for training; it has no model of its own and uses the source's base.
 
     Args:
         folder: The new bundle, whose last part is its name; it must not exist, or be empty.
@@ -79,8 +79,8 @@ def new_bundle(folder: Path, task: Task, source: str | Path = DEFAULT_BUNDLE) ->
     detector = None if task.detector is None else _detector_file(task.detector)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as lent:
-            made = Path(lent) / folder.name
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
             _write(made, folder.name, task, root, detector)
             made.replace(folder)  # all of it or nothing; an empty folder gives way
     except OSError as error:
@@ -110,7 +110,7 @@ def _refuse_unusable(folder: Path, task: Task) -> None:
             f"the class name has {len(task.class_name)} letters; expected 1 to {LONGEST_CLASS_NAME}, as in 'foot ulcer'"
         )
     for what, text in (("class name", task.class_name), ("description", task.description)):
-        # They enter metadata.json, which MONAI reads as configuration: there these letters begin code.
+        # They are written into metadata.json, which MONAI parses as configuration: there these letters begin code.
         if text.startswith(("$", "@", "%")) or not text.isprintable():
             raise ConfigError(
                 f"the {what} {text[:40]!r} begins with one of $ @ % or has more than one line; write plain words"
@@ -153,15 +153,15 @@ _WITHOUT_DETECTOR = {"adapts": "neck", "halves": "false", "pull": "0.1"}
 
 
 def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
-    """What differs from the source, by file and entry, in YAML."""
-    # Without a detector, training would see the labels' boxes, which nobody has when the adapter is used.
+    """The entries that differ from the source, by file, in YAML."""
+    # Without a detector, training would use the labels' boxes, which do not exist at inference.
     prompt, detector = ("own", "null") if task.detector is None else ("box", _OWN_DETECTOR)
     views = {} if task.views is None else {"views": task.views}
     rule = _WITHOUT_DETECTOR if task.detector is None else {}
     return {
         "train.yaml": {"prompt": prompt, "detector_file": detector, **rule, **views},
         "paper.yaml": {"prompt": prompt},
-        # The two thresholds were measured on the source's model, and hold for no other.
+        # The two thresholds were measured on the source's model and are not valid for another.
         "inference.yaml": {
             "  prompt": prompt,
             "detector_file": detector,
@@ -172,7 +172,7 @@ def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
 
 
 def _with_entry(text: str, key: str, value: str, where: str) -> str:
-    """A configuration whose entry ``key`` (with its indentation) has the value, and which else is as it was."""
+    """A configuration with the value of the entry ``key`` (with its indentation) replaced, and nothing else changed."""
     changed, count = re.subn(rf"^{key}: .*$", lambda _: f"{key}: {value}", text, flags=re.MULTILINE)
     if count != 1:
         raise DataError(
@@ -200,7 +200,7 @@ def _metadata(text: str, name: str, task: Task, source: str) -> dict[str, Any]:
             "data_type": "RGB images",
             "label_classes": f"single channel: 0 background, 1 {thing}",
             "pred_classes": f"two channels of logits: channel 0 background, channel 1 {thing}",
-            "segments": [{**ANY_OBJECT, "label": thing}],  # whoever knows the right codes writes them
+            "segments": [{**ANY_OBJECT, "label": thing}],  # the user can fill in the right codes
             "eval_metrics": {},
             "intended_use": "Research and education only; not a medical device.",
         }

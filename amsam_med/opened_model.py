@@ -1,13 +1,12 @@
-"""An opened model: a bundle's own parts as one object that segments images.
+"""An opened model: a bundle's parts as one object that segments images.
 
-Everything that segments holds a :class:`Model`: the folder run, the label server, and whoever has a notebook::
+The folder run, the label server and notebooks all use a :class:`Model`::
 
     model = open_model("amsam_isic")
     found = model.segment("lesion.jpg")
 
-It adds nothing to the parts. :meth:`Model.segment` is :meth:`Model.prepare`, :meth:`Model.predict` and
-:meth:`Model.restore` one after another; the folder run calls the three in threads of their own. So masks are the same,
-bit for bit, whoever asks for them.
+:meth:`Model.segment` calls :meth:`Model.prepare`, :meth:`Model.predict` and :meth:`Model.restore` one after another;
+the folder run calls the three in separate threads. So masks are bit-identical everywhere.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 Point: TypeAlias = tuple[float, float]
 
 ANY_OBJECT = {"label": "object", "category": ("SCT", "85756007", "Tissue"), "type": ("SCT", "85756007", "Tissue")}
-"""A class of a bundle that does not say what it means: codes for DICOM results that claim nothing."""
+"""Meaning of a class for which the bundle gives none: DICOM codes that say no more than "object"."""
 _FINGERPRINTED = ("input_size", "network_def", "preprocessing", "detector", "test_views", "inferer", "postprocessing")
 _IN_MEMORY = "the image"
 
@@ -68,12 +67,12 @@ class _Segments(Record):
 
 
 class Clicks(NamedTuple):
-    """What a person pointed at, in pixels of the picture: x to the right, y down.
+    """A user's prompts, in pixels of the picture: x to the right, y down.
 
     Attributes:
-        box: x1, y1, x2, y2; None for none.
+        box: x1, y1, x2, y2; None without a box.
         foreground: (x, y) of points on the object.
-        background: (x, y) of points beside it.
+        background: (x, y) of points outside it.
     """
 
     box: Box | None = None
@@ -82,13 +81,13 @@ class Clicks(NamedTuple):
 
 
 class PreparedImage(NamedTuple):
-    """An image on its way into the network.
+    """An image in the network's input frame.
 
     Attributes:
         inputs: float32 ``(3, S, S)`` RGB in [0, 1]; or, after :meth:`Model.encode`, its embedding float32
             ``(256, S/16, S/16)``.
         size: (height, width) of the image itself in pixels.
-        context: What else the bundle's preprocessing says of it, for its postprocessing.
+        context: Further output of the bundle's preprocessing, which its postprocessing needs.
     """
 
     inputs: Tensor
@@ -97,7 +96,7 @@ class PreparedImage(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the network says of one image, still at the size of its logits; numbers as in :class:`SegmentedImage`.
+    """The network's output for one image, still at the size of its logits; numbers as in :class:`SegmentedImage`.
 
     Attributes:
         mask_logits: float32 ``(C + 1, S/4, S/4)`` on the CPU; channel 0 is background.
@@ -107,8 +106,8 @@ class Answer(NamedTuple):
         box_agreement: In [0, 1].
         predicted_iou: In [0, 1].
         certainty: In [0, 1].
-        flags: Reasons for a second look.
-        context: As of :class:`PreparedImage`.
+        flags: Reasons to review the result.
+        context: As for :class:`PreparedImage`.
     """
 
     mask_logits: Tensor
@@ -124,20 +123,20 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SegmentedImage:
-    """What a model found in an image.
+    """The result of segmenting an image.
 
     Attributes:
         mask: Class ids, uint8 ``(H, W)``, in the image's own frame and size: 0 is background, 1 the first class.
         box: x1, y1, x2, y2 in pixels of the image, x to the right and y down, with continuous edges (a box around the
             pixel at column 0, row 0 is 0, 0, 1, 1); None where the mask was drawn without a box.
         confidence: Of the detector in its box, in [0, 1]; 1 for a box that was given, 0 where none was found.
-        flags: Why the result deserves a look, in the words of ``results.csv``; mostly none.
-        box_source: Where the box is from: "detector"; "user"; "not found" (the detector found none); "set aside" (the
-            mask without the box was trusted much more); "none" (the model works without boxes).
+        flags: Reasons to review the result, in the words of ``results.csv``; usually none.
+        box_source: Source of the box: "detector"; "user"; "not found" (the detector found none); "set aside" (the mask
+            without the box had a much higher predicted IoU); "none" (the model works without boxes).
         box_agreement: IoU of the box with the tight box of the mask, in [0, 1]; 1 where no box was used.
         predicted_iou: The network's own estimate of its mask's IoU, in [0, 1].
-        certainty: How decided the pixels are: Dice of the mask with the probabilities it is cut from, in [0, 1]; 0 for
-            an empty mask.
+        certainty: Dice of the mask with the probabilities it was thresholded from, in [0, 1]; high if most pixels'
+            probabilities are near 0 or 1, and 0 for an empty mask.
     """
 
     mask: NDArray[np.uint8]
@@ -151,7 +150,7 @@ class SegmentedImage:
 
 
 class Model(InferenceWorkflow):
-    """An opened bundle that segments images; made by :func:`open_model`.
+    """An opened bundle that segments images; use :func:`open_model` to make one.
 
     Parts are built when they are first used. After that, threads may share a model.
 
@@ -171,7 +170,7 @@ class Model(InferenceWorkflow):
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What a mask depends on besides its image, as JSON holds it; no paths, so that folders may be moved."""
+        """Everything a mask depends on besides its image, as JSON values; no paths, so that folders may be moved."""
         parts = {name: self.parser.as_written(name) for name in _FINGERPRINTED}
         if isinstance(parts["network_def"], dict):
             parts["network_def"] = {key: value for key, value in parts["network_def"].items() if key != "base_weights"}
@@ -180,10 +179,10 @@ class Model(InferenceWorkflow):
 
     @cached_property
     def labels(self) -> Labels:
-        """What the classes mean, and which weights draw them.
+        """Meanings of the classes, and digests of the weights.
 
         Raises:
-            DataError: The bundle's metadata says it in another form.
+            DataError: The bundle's metadata has them in another form.
         """
         stated = self.parser.get("_meta_", {}).get("segments") or [ANY_OBJECT]
         given = json.dumps({"segments": stated}, default=str)
@@ -195,7 +194,7 @@ class Model(InferenceWorkflow):
         return Labels(segments, "AM-SAM Med", __version__, digests)
 
     def load(self) -> None:
-        """Build all parts now: what is wrong with their files is said before any work, and threads find them ready.
+        """Build all parts now, so that errors in their files are raised before any work, and threads can share them.
 
         Raises:
             WeightsError: A file is missing, damaged, or of another network.
@@ -209,14 +208,14 @@ class Model(InferenceWorkflow):
         foreground: Sequence[Point] = (),
         background: Sequence[Point] = (),
     ) -> SegmentedImage:
-        """Segment one image; without a prompt, the mask that ``amsam segment`` draws, bit for bit.
+        """Segment one image; without a prompt, the mask is bit-identical to that of ``amsam segment``.
 
         Args:
             image: A file of one picture in any supported format; an array uint8 ``(H, W, 3)`` RGB; or a PIL image.
             box: A box around the object, x1, y1, x2, y2 in pixels of the image, in place of the detector's.
             foreground: Points on the object, x and y in pixels of the image. With points the image itself is
                 segmented, whatever the model's test views are.
-            background: Points beside it.
+            background: Points outside it.
 
         Raises:
             DataError: The file cannot be read or is not one picture, the array is none of an image, or a prompt is
@@ -274,7 +273,7 @@ class Model(InferenceWorkflow):
         return image._replace(inputs=self.network.embed(image.inputs[None].to(self.device))[0])
 
     def predict_prompted(self, image: PreparedImage, clicks: Clicks, name: str = _IN_MEMORY) -> Answer:
-        """Segment what a person points at.
+        """Segment an image with a user's prompts.
 
         Args:
             image: Encoded or not.
@@ -282,7 +281,7 @@ class Model(InferenceWorkflow):
             name: Of the image, for messages.
 
         Raises:
-            DataError: There is no prompt, or it is outside of the image.
+            DataError: There is no prompt, or it is outside the image.
         """
         prompts = (None if one is None else one.to(self.device) for one in self._in_input(clicks, image.size, name))
         found = follow_prompts(self.network, image.inputs[None].to(self.device), *prompts)
@@ -388,7 +387,7 @@ def refuse_missing_device(device: str) -> None:
 
 
 def result_labels(parser: BundleParser, salt: str | None = None) -> Labels:
-    """What the classes of an opened inference bundle mean, and which weights draw them.
+    """Meanings of the classes of an opened inference bundle, and digests of its weights.
 
     Args:
         parser: Of ``inference.yaml``.
@@ -425,7 +424,7 @@ def _answers(found: Segmentation, images: Sequence[PreparedImage], side: int) ->
 
 
 def _named(image: ImageLike) -> tuple[str, FilePath | NDArray[np.uint8]]:
-    """What to call an image in messages; and its file, or its pixels uint8 ``(3, H, W)``."""
+    """An image's name for messages, and its file or its pixels uint8 ``(3, H, W)``."""
     if isinstance(image, str | os.PathLike):
         return Path(image).name, image
     if isinstance(image, PIL.Image.Image):

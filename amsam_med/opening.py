@@ -1,4 +1,4 @@
-"""Files opened to be read; only those that end."""
+"""Opening files for reading, only if they are regular files: reading a pipe or a device may never end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from amsam_med.errors import DataError
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read it, unless it is a pipe or a device, whose opening or reading might never end.
+    """Open a regular file for reading; a pipe or a device is refused, as opening or reading it might never end.
 
     Raises:
-        DataError: It is no regular file.
+        DataError: It is not a regular file.
         OSError: It cannot be opened.
     """
     _refuse_irregular(path.stat())
-    # it may have become another since
+    # Checked again on the open descriptor, as the path may have been replaced since.
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _refuse_irregular(os.fstat(number))

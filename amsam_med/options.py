@@ -1,8 +1,8 @@
-"""Every option of the verbs, once: its name, its type, its default and what it means.
+"""The options of ``segment``, ``evaluate`` and ``train``, each defined once: name, type, default and help text.
 
-The fields of :class:`SegmentOptions`, :class:`EvaluateOptions` and :class:`TrainOptions` are what somebody gives from
-Python, and :mod:`amsam_med.cli.options` makes the options of the command line of them: what a field's :class:`Option`
-says is what ``--help`` says. Nothing heavy is imported, as the command line asks before it loads anything.
+From Python, options are the fields of :class:`SegmentOptions`, :class:`EvaluateOptions` and :class:`TrainOptions`.
+:mod:`amsam_med.cli.options` makes the command line's options from these fields, with the help text of each field's
+:class:`Option`. Nothing heavy is imported, because the command line needs this before it loads anything else.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ NO_PICTURES = "csv"
 
 
 class Option(NamedTuple):
-    """What a field of options means, and how it is typed.
+    """Help text and command-line form of a field.
 
     Attributes:
-        help: What it does; what is left open where it is not given is said by ``default``.
-        flags: As typed; by default ``--`` and the field's name.
-        metavar: What stands for the value in the help; by default its type.
-        default: What happens without it, where the field's own default, which is None or a word, does not tell.
+        help: What the option does.
+        flags: As typed on the command line; by default ``--`` and the field's name.
+        metavar: Placeholder of the value in the help; by default its type.
+        default: What happens without the option, if the field's own default (None or a word) does not say it.
         kind: "file" and "folder" for a path; "entry" for an entry of the bundle's ``train.yaml``, which decides unless
             the field has a value.
         least: The smallest number.

@@ -1,4 +1,4 @@
-"""HTML pages from the templates in ``assets/``: all that they are told is text, and is escaped.
+"""HTML pages from the templates in ``assets/``; all values are escaped as text.
 
 ``assets/page.css`` is the style of all pages; ``assets/<name>.css`` is what one of them has besides.
 """
@@ -17,7 +17,7 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def template(name: str) -> Template:
-    """``assets/<name>.html``; a name in it that it is not told is an error."""
+    """``assets/<name>.html``; an undefined variable in it is an error."""
     return _environment().get_template(f"{name}.html")
 
 
@@ -32,7 +32,7 @@ def script(name: str) -> Markup:
 
 
 def policy_hash(element: str) -> str:
-    """What a page's policy calls the one ``<style>`` or ``<script>`` that may take effect: its sha256, in base64.
+    """The sha256 in base64 by which a page's policy allows its one ``<style>`` or ``<script>`` and no other.
 
     Source: Content Security Policy Level 3, section 2.3.1 (hash-source).
     """
@@ -55,5 +55,5 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> Markup:
-    """A file of ours, which nothing from outside gets into."""
+    """A file of this package, which contains nothing from outside and so need not be escaped."""
     return Markup((_ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704

@@ -1,4 +1,4 @@
-"""Pictures of a run: how training went, what the model draws, how its scores are spread.
+"""Plots of a run: training curves, panels of masks, distributions of scores.
 
 Colours are those of Okabe and Ito, which colour-blind people tell apart; line styles differ as well, so that a grey
 print says the same.
@@ -58,7 +58,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: FilePath) -> None:
     """Draw the losses of both levels and the Dice on D2 over the epochs.
 
     Args:
-        history: One mapping an epoch with ``epoch``, ``lower_loss``, ``upper_loss`` and ``d2_dice``.
+        history: One mapping per epoch with ``epoch``, ``lower_loss``, ``upper_loss`` and ``d2_dice``.
         path: The picture; its suffix gives the format.
     """
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
@@ -77,7 +77,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: FilePath) -> None:
 
 
 def draw_panel(rows: Sequence[PanelRow], path: FilePath) -> None:
-    """Draw images beside what the truth and the model say of them, one image a row.
+    """Draw images with the true and the predicted outlines, one image per row.
 
     Args:
         rows: At least one image.
@@ -98,10 +98,10 @@ def draw_panel(rows: Sequence[PanelRow], path: FilePath) -> None:
 
 
 def draw_scores(dice: Sequence[float], interval: tuple[float, float], path: FilePath) -> None:
-    """Draw how the Dice scores of a set of images are spread.
+    """Draw the distribution of the Dice scores of a set of images.
 
     Args:
-        dice: One score an image, in [0, 1].
+        dice: One score per image, in [0, 1].
         interval: Of their mean.
         path: The picture; its suffix gives the format.
     """
@@ -171,7 +171,7 @@ def _quieten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: FilePath) -> None:
-    with atomic_path(path) as lent, warnings.catch_warnings():
-        # The name of an image may hold signs that the font has not; it draws boxes for them.
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # An image's name may contain characters that the font lacks; matplotlib draws boxes and warns.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)

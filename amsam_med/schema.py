@@ -1,7 +1,7 @@
-"""What a file, a header or a request may say: exact keys, types and ranges, checked before anything is done with it.
+"""Validation of files, headers and requests: exact keys, types and ranges, checked before they are used.
 
-Whoever reads such a thing describes it as a subclass of :class:`Record` and has :func:`checked` or :func:`read_record`
-turn it into one. What does not fit is refused as a whole, in one sentence that names the entry.
+Code that reads such data defines a subclass of :class:`Record` and parses it with :func:`checked` or
+:func:`read_record`. Invalid data is refused as a whole, in one sentence that names the entry.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RECORD_LIMIT = 64 * 2**20
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A digest in hex."""
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-"""A plain name, as bundles, bases and classes have: no path, no text of a configuration."""
+"""A plain name, as of bundles, bases and classes: it cannot be a path or a configuration expression."""
 
 _LONGEST_VALUE, _NAMED_FAULTS = 60, 3
 
 
 class Record(BaseModel):
-    """Typed entries and no others: no conversion between types, no unknown keys, no infinity, no NaN."""
+    """A record of typed entries: no conversion between types, no unknown keys, no infinity, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ Kind = TypeVar("Kind", bound=BaseModel)
 def checked(
     kind: type[Kind], given: str | bytes | dict[str, Any], name: str, remedy: str, error: type[AmsamError] = DataError
 ) -> Kind:
-    """The record that ``given`` holds.
+    """Parse a record.
 
     Args:
         kind: What is expected.

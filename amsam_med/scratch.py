@@ -1,7 +1,7 @@
-"""Folders for copies of images, in the system's temporary folder, of which nothing stays when a process is killed.
+"""Temporary folders for copies of images, which are removed even after a process was killed.
 
-Each process has one at a time, and a lock on it that ends with the process, however that ends: so others know what they
-may sweep.
+Each process has one folder at a time and holds a lock on it, which ends with the process, however that ends. So later
+processes recognise abandoned folders and remove them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _folders: dict[tuple[int, str], tuple[str, int | None, int]] = {}  # by process 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for the block alone; what killed processes have left is swept before.
+    """A temporary folder for the block; before, folders of killed processes are removed.
 
     Raises:
-        DataError: There is no temporary folder that can be written to.
+        DataError: No temporary folder is writable.
     """
     try:
         key = os.getpid(), tempfile.gettempdir()
@@ -59,7 +59,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sweep_scratch() -> None:
-    """Delete what killed processes of this user have left."""
+    """Delete the folders of killed processes of this user."""
     if sys.platform == "win32":  # no such locks there
         return
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Weights as they come from files: one bounded way to open a file of tensors, and what a network may be given of it."""
+"""Files of tensors: opened within limits, and checked before a network gets them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amsam_med.opening import open_regular
 HEADER_LIMIT = 2**20
 """The longest header of a safetensors file that is read, in bytes; ours have some 30,000."""
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # 8-bit floats are forms that ours do not read
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # our networks have no 8-bit floats
 
 
 def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -56,7 +56,7 @@ def read_tensors(path: Path, remedy: str, header_only: bool = False) -> tuple[di
 
 
 def read_pickled(path: Path, remedy: str) -> object:
-    """What a file of torch's own format holds; nothing in it is run.
+    """The content of a file in torch's own format; no code in it is run.
 
     Args:
         path: The file.
@@ -82,7 +82,7 @@ def refuse_non_finite(
     remedy: str = "fetch the file again, or train it again with a smaller rate",
     error: type[AmsamError] = WeightsError,
 ) -> None:
-    """Let only weights pass that a network can compute with.
+    """Refuse weights that are not finite real numbers.
 
     Args:
         state: Tensors by name. Integers may have any value; floats must be finite as float32.
@@ -102,7 +102,7 @@ def refuse_non_finite(
 
 
 def refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, remedy: str) -> None:
-    """Let only weights pass that are those of a network: the same names and shapes, floats of any width for its floats.
+    """Refuse weights that do not fit a network: names and shapes must be equal, floats may have any width.
 
     Args:
         state: Tensors by name, from a file.
@@ -131,9 +131,9 @@ def refuse_other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], 
 
 
 def _plain(key: str, value: object, name: str, remedy: str, error: type[AmsamError]) -> Tensor:
-    """A dense tensor of real numbers, each with a place of its own in memory, and nothing else.
+    """The value, if it is a dense tensor of real numbers whose entries do not share memory; otherwise an error.
 
-    A few bytes of a checkpoint may claim to be a tensor of any size, all of whose entries are one number.
+    With a stride of 0, a few bytes of a checkpoint can claim to be a tensor of any size.
     """
     is_tensor = (
         isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)

@@ -1,7 +1,6 @@
-"""How many threads of torch compute on a CPU: the one place that sets them.
+"""The number of torch's threads on a CPU; only this file sets it.
 
-Torch keeps a part of this number for each thread of Python and a part for the whole process, so whoever changes it for
-a while puts it back.
+Torch keeps part of this setting per Python thread and part per process, so a temporary change must be undone.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def set_threads(count: int) -> None:
 
 @contextmanager
 def kept_threads() -> Iterator[None]:
-    """Put torch's number of threads back after a block that may change it."""
+    """Restore torch's number of threads after a block that may change it."""
     before = torch.get_num_threads()
     try:
         yield
@@ -29,10 +28,10 @@ def kept_threads() -> Iterator[None]:
 
 
 def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """A pool of threads, each of which computes with one thread of torch.
+    """A pool of threads that each compute with one thread of torch.
 
-    A thread that calls torch gets a team of torch's threads of its own: with several of both there would be more at
-    work than there are cores. What the pool's threads set holds in part for the process, so use the pool inside
-    :func:`kept_threads` where the caller goes on with torch.
+    Every Python thread that calls torch gets its own team of torch's threads, so several of them would use more threads
+    than there are cores. The pool's setting partly applies to the whole process, so use the pool inside
+    :func:`kept_threads` if the caller continues with torch.
     """
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))

@@ -6,7 +6,7 @@ The run folder holds::
     checkpoint.pt         everything a resumed run needs to end with the same weights
     split.json            which examples were drawn, their halves D1 and D2, and the settings of the run
     history.csv           losses, Dice on D2 and learning rate after every epoch
-    curves.png, panel.png what a person looks at first
+    curves.png, panel.png plots of the history, and examples with their masks
     run.json              versions, settings, times and the result
 """
 
@@ -64,7 +64,7 @@ SPLIT = "split.json"
 RUN = "run.json"
 CURVES, PANEL, MODEL = "curves.png", "panel.png", "model.pt"
 LOCK = ".lock"
-"""Held while a run is trained; gone afterwards."""
+"""Lock file of a run in progress; removed afterwards."""
 CHECKPOINT_EVERY = 5
 """Epochs between two checkpoints."""
 _RATES = ("lower_rate", "upper_rate")
@@ -76,14 +76,14 @@ EpochProgress = Callable[[int, int, float], None]
 
 
 class Example(Record):
-    """An image and its mask: their paths, in which bytes that are no UTF-8 are escaped."""
+    """An image and its mask: their paths, in which bytes that are not UTF-8 are escaped."""
 
     image: str
     label: str
 
 
 class Split(Record):
-    """What ``split.json`` says: that which a run shares with the one that it continues.
+    """``split.json``: everything that a resumed run must have in common with the interrupted one.
 
     Attributes:
         d1: Examples of the lower level.
@@ -112,8 +112,8 @@ class RunRecorder:
         settings: Written into the adapter's header.
         resume: Continue from ``checkpoint.pt`` where there is one.
         save_whole_model: Leave ``model.pt`` with the best weights too, for the bundle's inference.
-        is_active: False in all but one of several processes.
-        progress: Told about every epoch.
+        is_active: False in all but one of several processes, as only one may write the run folder.
+        progress: Called after every epoch.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class RunRecorder:
             engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def __call__(self, engine: Engine) -> None:
-        """Take down an epoch, and keep its weights if D2 likes them best.
+        """Record an epoch, and keep its weights if their Dice on D2 is the best so far.
 
         Raises:
             ConfigError: The training has diverged; what was written before stays as it is.
@@ -199,7 +199,7 @@ class RunRecorder:
         return {"history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the history of an interrupted run."""
+        """Restore the history of an interrupted run."""
         self.history = list(state["history"])
 
     def _start(self, _engine: Engine) -> None:
@@ -209,8 +209,8 @@ class RunRecorder:
             write_json(self.folder / SPLIT, self._identity())
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with the one that it continues."""
-        d1, d2 = ([{key: _told(item[key]) for key in ("image", "label")} for item in level] for level in self.levels)
+        """Everything that a resumed run must have in common with the interrupted one."""
+        d1, d2 = ([{key: _as_text(item[key]) for key in ("image", "label")} for item in level] for level in self.levels)
         return {"d1": d1, "d2": d2, "network": self.network.settings, "settings": self.settings}
 
     def _refuse_other_settings(self) -> None:
@@ -262,14 +262,14 @@ class RunRecorder:
             writer.writerows(self.history)
 
     def _save_checkpoint(self, saved: Mapping[str, Any]) -> None:
-        content = io.BytesIO()  # torch reports a full disk as a fault of its own file format
+        content = io.BytesIO()  # written by us, since torch reports a full disk as an error of its file format
         torch.save({name: part.state_dict() for name, part in saved.items()}, content)
         with atomic_path(self.folder / CHECKPOINT) as path:
             path.write_bytes(content.getbuffer())
 
     def _finish(self, _engine: Engine) -> None:
-        """Put the best weights into the network, and write it whole where a bundle wants it."""
-        self._write_history()  # a run that was resumed when it was over has no epoch that would
+        """Load the best weights into the network, and write the whole model if the bundle asks for it."""
+        self._write_history()  # a run resumed after its last epoch has no further epoch that would write it
         load_adapter(self.network, self.folder / ADAPTER)
         if self.save_whole_model:
             save_model(self.network, self.folder / MODEL)
@@ -308,7 +308,7 @@ def train(
 
     Args:
         data: A folder that ``data.datalists.open_datalist`` knows.
-        folder: The run folder; made where it is missing.
+        folder: The run folder; created if missing.
         options: See :class:`amsam_med.options.TrainOptions`.
         encode_progress: Called with (encoded, all) while images are encoded, for each half in turn.
         epoch_progress: Called after each epoch.
@@ -320,7 +320,7 @@ def train(
             interrupted run and ``resume`` is not set; another process trains in it; the training diverges; or there is
             too little memory.
         DataError: The data cannot be used, or the folder cannot be written to.
-        WeightsError: Base or detector are not at hand, or the checkpoint of an interrupted run cannot be used.
+        WeightsError: The base or the detector is missing or damaged, or the checkpoint to resume cannot be used.
     """
     options = _with_chosen(options or TrainOptions(), chosen)
     data, folder = Path(data), Path(folder)
@@ -334,7 +334,7 @@ def train(
 
 def _with_chosen(options: TrainOptions, chosen: Mapping[str, Any]) -> TrainOptions:
     own = {one.name: chosen[one.name] for one in fields(options) if one.name in chosen}
-    own |= {"bundle": str(own["bundle"])} if "bundle" in own else {}  # it goes into run.json
+    own |= {"bundle": str(own["bundle"])} if "bundle" in own else {}  # run.json cannot hold a Path
     entries = {name: value for name, value in chosen.items() if name not in own}
     entries = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in entries.items()}
     return replace(options, **{**own, "overrides": {**own.get("overrides", options.overrides), **entries}})
@@ -400,7 +400,7 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     box = None if found.boxes is None else tuple(scale_boxes(found.boxes[0], input_size, size).tolist())
     path = Path(item[PostFix.meta(Keys.IMAGE.value)][ImageMetaKey.FILENAME_OR_OBJ])
     dice = score_image(path.name, mask, truth, mask_logits).dice
-    return PanelRow(_told(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
+    return PanelRow(_as_text(path.name), read_image(path).pixels, truth[0].numpy(), mask[0].numpy(), box, dice)
 
 
 def _summary(
@@ -425,8 +425,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _told(path: str) -> str:
-    """A path as text; bytes of it that are no UTF-8 are escaped."""
+def _as_text(path: str) -> str:
+    """A path as text; bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

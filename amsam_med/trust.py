@@ -1,9 +1,9 @@
 """Which bundles may run. A bundle's configuration is code: opening it runs whatever its author wrote.
 
-The shipped bundles may run as they were released: their sha256 stands in ``assets/bundles.json``, which
-:func:`register_bundles` writes. Any other bundle, also a shipped one that was changed, must be trusted once by its
-user, with ``--trust-bundle``, at the prompt, or by :func:`trust`. Remembered is the sha256 of its configuration, so
-that trust ends where the configuration changes.
+The shipped bundles may run as they were released: their sha256 is in ``assets/bundles.json``, which
+:func:`register_bundles` writes. The user must trust any other bundle once, including a shipped one that was changed:
+with ``--trust-bundle``, at the prompt, or by :func:`trust`. The sha256 of its configuration is stored, so the trust
+ends when the configuration changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHIPPED = Path(__file__).resolve().parent / "assets" / "bundles.json"
 
 
 class UntrustedBundleError(ConfigError):
-    """A bundle was to be opened that its user has not trusted yet."""
+    """The bundle to be opened is not trusted by the user yet."""
 
 
 class _Shipped(Record):
@@ -74,7 +74,7 @@ def bundle_digest(root: Path) -> str:
 
 
 def is_trusted(root: Path) -> bool:
-    """Whether a bundle's configuration is a shipped one, or one that this user has trusted.
+    """Whether a bundle's configuration is a shipped one, or is trusted by this user.
 
     Raises:
         ConfigError: The list of trusted bundles is damaged.
@@ -98,8 +98,10 @@ def trust(root: Path) -> None:
     path = trust_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as lent:
-            lent.write_text(_TrustedBundles(bundles=tuple(bundles)).model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(
+                _TrustedBundles(bundles=tuple(bundles)).model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
     except OSError as error:
         raise ConfigError(
             f"{path}: trust in bundle {root.name} cannot be remembered ({error.strerror}); make the folder writable, "
@@ -108,10 +110,10 @@ def trust(root: Path) -> None:
 
 
 def refuse_untrusted(root: Path) -> None:
-    """Let only bundles pass that may run.
+    """Refuse a bundle that may not run.
 
     Raises:
-        UntrustedBundleError: This one may not.
+        UntrustedBundleError: The bundle is neither shipped nor trusted.
         ConfigError: The list of trusted bundles is damaged.
         DataError: The configuration cannot be read.
     """
@@ -130,7 +132,7 @@ def register_bundles() -> None:
 
 
 def trust_file() -> Path:
-    """Where a user's trust is remembered.
+    """The file with the digests of the bundles that this user trusts.
 
     Raises:
         ConfigError: The user has no home folder.

@@ -1,8 +1,8 @@
-"""Verbs as calls: ``amsam_med.segment(...)``, beside the module ``amsam_med.segment`` that holds the function.
+"""Callable modules: ``amsam_med.segment(...)`` calls the function of that name in the module ``amsam_med.segment``.
 
-A package has one attribute of a name, and importing a module of that name sets it, whenever and whoever does so. If it
-were the function, dotted names that lead through it (a bundle's ``amsam_med.train.RunRecorder``) would end there; if it
-were a plain module, nobody could call it. So the three modules of verbs are modules that can be called.
+A package can have only one attribute of a name, and importing a submodule of that name always sets it to the module. If
+it were the function, dotted names through it (a bundle's ``amsam_med.train.RunRecorder``) would fail; if it were a
+plain module, it could not be called. So the modules ``segment``, ``evaluate`` and ``train`` are made callable.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Verb(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Let a module be called as its function of the same name.
+    """Make a module callable as its function of the same name.
 
     Args:
-        module: Its ``__name__``; it calls this when the function is defined.
+        module: The module's ``__name__``; the module calls this after it has defined the function.
     """
     sys.modules[module].__class__ = Verb
 
@@ -56,7 +56,7 @@ def with_chosen(options: Options, chosen: Mapping[str, Any]) -> Options:
         chosen: Values by the names of its fields.
 
     Raises:
-        ConfigError: It has no field of a name.
+        ConfigError: The dataclass has no field of such a name.
     """
     known = [field.name for field in fields(options)]
     if unknown := [name for name in chosen if name not in known]:

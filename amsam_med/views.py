@@ -3,7 +3,7 @@
 View ``k`` rotates by ``k % 4`` quarter turns (counter-clockwise) and then, for ``k >= 4``, mirrors left to right. View
 0 is the image itself. A frozen encoder sees each view once, so views are augmentation at no cost per epoch.
 
-Which of them make sense depends on what is shown: a lesion has no up side, a person has.
+Which views make sense depends on the object: a lesion may be turned in any way, a person is upright.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ def view_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
 
 
 def unview_boxes(boxes: Tensor, view: int, size: int) -> Tensor:
-    """Undo :func:`view_boxes`: a mirrored view is its own inverse, a turned one goes on to four quarter turns."""
+    """Undo :func:`view_boxes`: a mirrored view is its own inverse, a rotated one is completed to four quarter turns."""
     return view_boxes(boxes, view if view >= 4 else -view % 4, size)

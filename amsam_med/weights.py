@@ -1,7 +1,7 @@
-"""The weights registry: every weight file by name, where it is looked for, and the sha256 it must have.
+"""The weights registry: every weight file by name, where it is searched for, and the sha256 it must have.
 
-Some files are embedded in the package or its bundles; their sha256 stands in ``assets/registry.json``, which
-:func:`register` writes. SAM's own files are public downloads; theirs stands below. Only :func:`get` uses the network.
+Some files are embedded in the package or its bundles; their sha256 is in ``assets/registry.json``, which
+:func:`register` writes. SAM's own files are public downloads, listed below. Only :func:`get` uses the network.
 """
 
 from __future__ import annotations
@@ -237,8 +237,8 @@ def register(name: str, file: Path) -> Path:
         raise WeightsError(f"cannot register {name}: there is no file {file}")
     target = _embedded_place(weights)
     if not (target.exists() and target.samefile(file)):
-        with files.atomic_path(target) as lent:
-            shutil.copyfile(file, lent)
+        with files.atomic_path(target) as temporary:
+            shutil.copyfile(file, temporary)
     record = _read_record() | {name: _Registered(bytes=target.stat().st_size, sha256=sha256(target))}
     plain = {name: entry.model_dump() for name, entry in record.items()}
     files.write_json(_record_file(), plain, sort_keys=True)

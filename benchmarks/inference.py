@@ -5,9 +5,9 @@
 
 Images are read and squashed beforehand, from the test part of ISIC 2018 under DATA or AMSAM_DATA, or else drawn; then
 the parts work on batches of 8 on all cores, the first batch unmeasured, and the median batch counts. Let nothing else
-run beside it. The last line is ``network and box X ms an image (limit 40)``. With ``--beside`` the whole is measured in
-turns with a network of another backbone, with random weights and a detected box that has no rival, as bundles had it
-before; the last line is then ``network and box X ms an image, R of Y ms with BACKBONE``.
+run beside it. The last line is ``network and box X ms per image (limit 40)``. With ``--beside`` everything is measured
+in turns with a network of another backbone, with random weights and without a rival of the detected box, as bundles had
+it before; the last line is then ``network and box X ms per image, R of Y ms with BACKBONE``.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ def main(bundle: str, test_views: ViewKind, data: Path | None, count: int, besid
     with torch.inference_mode():
         for part in _parts(network, inferer):
             milliseconds[part.name] = _milliseconds(part.work, batches)
-            print(f"{part.name:<36}{milliseconds[part.name]:6.1f} ms an image", flush=True)
+            print(f"{part.name:<36}{milliseconds[part.name]:6.1f} ms per image", flush=True)
         if beside is not None:
             ours, theirs = _in_turns(network, inferer, beside, batches)
             print(
-                f"network and box {ours:.1f} ms an image, {ours / theirs:.2f} of that with {beside} ({theirs:.1f} ms)"
+                f"network and box {ours:.1f} ms per image, {ours / theirs:.2f} of that with {beside} ({theirs:.1f} ms)"
             )
             return
-    print(f"network and box {milliseconds[part.name]:.1f} ms an image (limit {LIMIT_MS})")
+    print(f"network and box {milliseconds[part.name]:.1f} ms per image (limit {LIMIT_MS})")
 
 
 def _parts(network: AmSam, inferer: PromptInferer) -> list[Part]:

@@ -98,7 +98,7 @@ def encoders(data: Path, output: Path, minutes: float, document: Path | None) ->
         network = _network(name, LAST_SIZE)
         millions = sum(parameter.numel() for parameter in network.image_encoder.parameters()) / 1e6
         rows.append([f"`{name}`", f"{millions:.1f} M", f"{_milliseconds(network):.1f}", *_cells(outcome)])
-    _show("encoders", ["encoder", "parameters", "ms an image", *MEASURED], rows, reached, document)
+    _show("encoders", ["encoder", "parameters", "ms per image", *MEASURED], rows, reached, document)
 
 
 @main.command()
@@ -113,7 +113,7 @@ def sizes(data: Path, output: Path, minutes: float, document: Path | None) -> No
         folder = output / (Recipe.backbone if size == LAST_SIZE else f"size-{size}")
         outcome = reached[f"{size} px"] = _run(data, folder, minutes, ("--sizes", str(FIRST_SIZE), str(size)))
         rows.append([f"{size} px", f"{_milliseconds(_network(Recipe.backbone, size)):.1f}", *_cells(outcome)])
-    _show("sizes", ["input", "ms an image", *MEASURED], rows, reached, document)
+    _show("sizes", ["input", "ms per image", *MEASURED], rows, reached, document)
 
 
 @main.command()

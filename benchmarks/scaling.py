@@ -81,13 +81,13 @@ def main(bundle: str, data: Path | None, count: int, files: int, archive: int, s
 
 
 def _engines(bundle: str, images: list[Path], folder: Path) -> dict[str, float]:
-    """CPU seconds an image by engine."""
+    """CPU seconds per image by engine."""
     engines: tuple[EngineName, ...] = ("local", "ray") if importlib.util.find_spec("ray") else ("local",)
     costs: dict[str, float] = {}
     for engine in engines:
         options = SegmentOptions(bundle, formats=PICTURE_FORMATS, device="cpu", engine=engine)
         costs[engine] = _cost(images, folder / engine, options)
-        print(f"engine {engine}: {1000 * costs[engine]:.1f} CPU ms an image", flush=True)
+        print(f"engine {engine}: {1000 * costs[engine]:.1f} CPU ms per image", flush=True)
     return costs
 
 
@@ -130,7 +130,7 @@ def _again(bundle: str, images: list[Path], output: Path) -> None:
     options = SegmentOptions(bundle, formats=PICTURE_FORMATS, device="cpu")
     seconds = []
     segment(images, output, options, lambda _: seconds.append(time.process_time()))
-    print(f"done before: {1000 * (seconds[-1] - seconds[0]) / (len(images) - 1):.2f} CPU ms an image", flush=True)
+    print(f"done before: {1000 * (seconds[-1] - seconds[0]) / (len(images) - 1):.2f} CPU ms per image", flush=True)
 
 
 def _listing(folder: Path, files: int) -> float:
@@ -151,7 +151,7 @@ def _listing(folder: Path, files: int) -> float:
 
 
 def _journal(folder: Path, output: Path, files: int) -> dict[str, float]:
-    """Record rows like a real one: kilobytes a row, and CPU seconds of the driver for each."""
+    """Record rows like a real one: kilobytes per row, and CPU seconds of the driver for each."""
     with closing(sqlite3.connect(output / JOURNAL)) as journal:
         cells, picture = journal.execute("SELECT cells, thumbnail FROM rows ORDER BY file LIMIT 1").fetchone()
     row = _row(json.loads(cells))
@@ -166,7 +166,7 @@ def _journal(folder: Path, output: Path, files: int) -> dict[str, float]:
         records.finish("complete")
         finished = time.process_time() - marks[-1]
     first, last = (1000 * (marks[i + 1] - marks[i]) / (files // 10) for i in (0, -2))
-    print(f"journal: {first:.3f} CPU ms a row at first, {last:.3f} with {files:,} of them; end {finished:.1f} CPU s")
+    print(f"journal: {first:.3f} CPU ms per row at first, {last:.3f} with {files:,} of them; end {finished:.1f} CPU s")
     sizes = {name: (folder / "recorded" / name).stat().st_size / files / 1000 for name in (JOURNAL, RESULTS)}
     print(", ".join(f"{name} {size:.2f} KB a row" for name, size in sizes.items()), flush=True)
     return {**sizes, "add": last / 1000, "finish": finished / files}

@@ -24,7 +24,7 @@ from amsam_med.threads import set_threads
 from pipelines.paper.baselines import BASELINES
 from pipelines.paper.baselines.interface import Setting
 from pipelines.paper.baselines.training import load_examples, train_baseline
-from pipelines.paper.cells import Bench, Job, Place
+from pipelines.paper.cells import Bench, Job, Workspace
 from pipelines.paper.store import AM_SAM
 from pipelines.paper.tables import IN_EVERY_STEP
 
@@ -42,7 +42,7 @@ def main(base: str, shots: int, passes: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for part in ("train", "test"):
             write_dermoscopy(Path(scratch) / "isic2018" / part, shots, seed=0)
-        bench = Bench("isic2018", Place(Path(scratch), Path(scratch) / "run", base))
+        bench = Bench("isic2018", Workspace(Path(scratch), Path(scratch) / "run", base))
         ours = _am_sam(bench, {}, shots)
         print(f"AM-SAM, our defaults: {ours:.0f} s")
         print(f"AM-SAM, the paper's settings: {_am_sam(bench, {}, shots, is_paper=True):.0f} s")

@@ -1,1 +1,1 @@
-"""How the embedded weights were made, how they are measured, and the paper's experiments, a room each."""
+"""Training of the embedded weights, their evaluation, and the paper's experiments, each in a package of its own."""

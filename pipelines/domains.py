@@ -1,4 +1,4 @@
-"""What pipelines ask of a domain beyond its entry in :mod:`amsam_med.domains`: what its bundle says, and its images."""
+"""Facts about a domain beyond its entry in :mod:`amsam_med.domains`: its bundle's settings, and its images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amsam_med.domains import DOMAINS, DataPart, Domain
 from amsam_med.weights import locate_bundle
 
 MEASURED = {data_set: domain for domain in DOMAINS for data_set in domain.titles}
-"""Domains by the data sets that they are measured on."""
+"""Domains by the data sets on which they are evaluated."""
 
 
 def class_name(domain: Domain) -> str:

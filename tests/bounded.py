@@ -1,4 +1,4 @@
-"""A piece of Python in a process of its own, with little memory and a time limit, for what might take both."""
+"""Runs Python code in a separate process with limits on memory and time."""
 
 from __future__ import annotations
 

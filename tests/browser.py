@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of web pages: the system's own, started without a download, its console kept.
+"""Headless Chromium for tests of web pages: the installed one, without a download; its console is recorded.
 
 Debian has it in the packages ``chromium`` and ``chromium-driver``; where they are missing, tests are skipped.
 """
@@ -31,7 +31,7 @@ class Browser:
         self.driver = driver
 
     def open(self, page: Path) -> None:
-        """Load a file; what the console said of earlier pages is forgotten."""
+        """Load a file; console messages of earlier pages are dropped."""
         self.complaints()
         self.driver.get(page.absolute().as_uri())
 
@@ -72,7 +72,7 @@ class Browser:
         WebDriverWait(self.driver, seconds, 0.05).until(lambda _: self.run(f"return Boolean({condition})"), condition)
 
     def complaints(self) -> list[str]:
-        """What the console said since this was last asked: errors, refusals of the page's policy, warnings."""
+        """Console messages since the last call: errors, violations of the page's policy, warnings."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser")]
 
 

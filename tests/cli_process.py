@@ -1,4 +1,4 @@
-"""``amsam`` in processes of its own, to be killed, stopped and starved; they share one import of torch."""
+"""Runs ``amsam`` in separate processes, which tests kill, stop or starve; they share one import of torch."""
 
 from __future__ import annotations
 

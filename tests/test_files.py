@@ -16,10 +16,10 @@ from amsam_med.segment import stages
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.png"
-    with atomic_path(target) as lent:
-        lent.write_text("whole")
-        assert lent.suffix == ".png"
-        assert lent.parent == target.parent
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+        assert temporary.suffix == ".png"
+        assert temporary.parent == target.parent
         assert not target.exists()
     assert [path.name for path in target.parent.iterdir()] == ["a.png"]
 
@@ -28,12 +28,12 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) ->
     target = tmp_path / "a.txt"
     target.write_text("old")
 
-    def write_half(lent: Path) -> None:
-        lent.write_text("half of the n")
+    def write_half(temporary: Path) -> None:
+        temporary.write_text("half of the n")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as lent:
-        write_half(lent)
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        write_half(temporary)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -49,9 +49,9 @@ def test_json_is_indented_whole_and_ends_its_last_line(tmp_path: Path) -> None:
 
 def test_names_lent_are_known_as_unfinished(tmp_path: Path) -> None:
     for name in ("a.png", "a b.nii.gz", "without", ".hidden.csv", "two\nlines.png"):
-        with atomic_path(tmp_path / name) as lent:
-            lent.touch()
-            assert is_unfinished(lent.name)
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.touch()
+            assert is_unfinished(temporary.name)
         assert not is_unfinished(name)
 
 

@@ -94,7 +94,7 @@ def test_the_predicted_iou_is_a_number_between_0_and_1(network: AmSam):
 
 
 def squares(*sides: int, sureness: float = 10.0) -> Tensor:
-    """Logits of two masks a batch: a square from (0, 0) of each side, in logits of 16 px for an input of 64 px."""
+    """Logits of two masks per batch: a square from (0, 0) of each side, in logits of 16 px for an input of 64 px."""
     masks = torch.zeros(len(sides), 16, 16)
     for mask, side in zip(masks, sides, strict=True):
         mask[:side, :side] = 1

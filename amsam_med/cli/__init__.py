@@ -28,9 +28,9 @@ _LONGEST_MESSAGE = 4000  # characters
 _DEEPEST_PATH = 500  # folders
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 UNREAD = 141
-"""Exit code where nobody reads what is printed: 128 + SIGPIPE, as shells have it."""
+"""Exit code if the output is a closed pipe: 128 + SIGPIPE, as in shells."""
 
 COMMANDS = {
     "segment": ("amsam_med.cli.segment:segment", "Segment images, folders and DICOM files."),
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
     """A group that imports a sub-command on use and turns an :class:`AmsamError` into a message and exit code 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order in which a newcomer meets them."""
+        """Names in the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -68,12 +68,12 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run the sub-command; a fault that the user can mend needs no traceback.
+        """Run the sub-command; an error that the user can fix is shown without a traceback.
 
-        What the sub-command returns is dropped: an exit code is set by ``ctx.exit`` and nothing else.
+        The sub-command's return value is dropped: only ``ctx.exit`` sets an exit code.
         """
         try:
-            tempfile.gettempdir()  # torch, without one, fails in places that say nothing of it
+            tempfile.gettempdir()  # raises now; without one, torch fails later with unrelated messages
         except OSError as error:
             raise click.ClickException(
                 f"{error.strerror or error}. Make room in one of these, or name another one in the environment "
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_words(words)
         result = amsam.main(words, prog_name="amsam", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        sys.stdout.flush()  # a full disk, or a reader that has gone, is noticed here and not when Python ends
+        sys.stdout.flush()  # a full disk or a closed pipe is noticed here, not while Python shuts down
     except click.ClickException as error:
         said = io.StringIO()
         error.show(said)
@@ -124,13 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:
         if not type(sys.stdout).__module__.startswith("click"):
             raise
-        code = _silenced()  # click has put its own stream in place, since nobody reads any more
+        code = _silenced()  # click has replaced the stream, as the pipe is closed
     except RuntimeError as error:
         if not str(error).startswith("Could not determine home directory"):
             raise
         click.echo("Error: there is no home folder; name one in the environment variable HOME", err=True)
         code = 1
-    except OSError as error:  # the system's word; a defect of ours raises something else
+    except OSError as error:  # from the system; defects of this package raise other exceptions
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         code = _said(error)
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Give closed streams somewhere to go: else the next file to be opened takes their place, and what is printed."""
+    """Open closed standard streams: otherwise the next opened file gets their descriptor, and with it the output."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -152,10 +152,10 @@ def _open_standard_streams() -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse words that no command could make sense of.
+    """Refuse words that are valid for no command.
 
-    Empty words come of a shell's variable without a value, and would mean the current folder. Python makes the folders
-    of a path by recursion, and does not come to the end of some thousand.
+    Empty words come from a shell variable without a value, and would mean the current folder. Python creates the
+    folders of a path by recursion, which fails for some thousand of them.
     """
     for before, word in pairwise(["amsam", *words]):
         option, is_given, value = word.partition("=")
@@ -170,14 +170,14 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _shortened(message: str) -> str:
-    """A message without the middle of a word without end that it quotes."""
+    """A message with the middle of very long words cut out."""
     if len(message) <= _LONGEST_MESSAGE:
         return message
     return f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
 
 
 def _said(error: OSError) -> int:
-    """Say what the system refuses, if it can be said; the exit code."""
+    """Print an error of the system, if printing is still possible; returns the exit code."""
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     hint = ". Make room, or print elsewhere" if error.errno == errno.ENOSPC and not place else ""
     with suppress(OSError):
@@ -188,7 +188,7 @@ def _said(error: OSError) -> int:
 
 
 def _silenced() -> int:
-    """Let nothing more be printed, not even at the very end; the exit code where nobody reads."""
+    """Discard all further output, even at shutdown; returns the exit code of a closed pipe."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

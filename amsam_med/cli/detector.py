@@ -161,7 +161,7 @@ def _items(folder: Path, part: str) -> list[Item]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[TrainingProgress], None]]:
-    """A line an epoch, and below them a bar if a person is looking at it."""
+    """A line per epoch, and below them a bar if a person is looking at it."""
     from rich.console import Console
     from rich.progress import Progress
 

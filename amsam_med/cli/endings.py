@@ -1,4 +1,4 @@
-"""How commands leave when they are told to end."""
+"""How commands end on SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 @contextmanager
 def tidy_end(note: str) -> Iterator[None]:
-    """Leave the block by an exception when the process is told to end, so that nothing half-written stays.
+    """Leave the block by an exception on SIGTERM or SIGHUP, so that nothing half-written stays.
 
     SIGTERM is what ``kill``, batch systems and container engines send first, SIGHUP what a closed terminal sends; both
     would end Python at once. A handler that is set already, and signals that are ignored (``nohup``), stay as they are.
@@ -27,7 +27,7 @@ def tidy_end(note: str) -> Iterator[None]:
 
     def leave(number: int, _frame: FrameType | None) -> None:
         for one in taken:
-            signal.signal(one, signal.SIG_IGN)  # the first is enough: a second would disturb the tidying
+            signal.signal(one, signal.SIG_IGN)  # a second signal would interrupt the cleaning up
         if sys.stderr is not None:
             click.echo(f"Ended by {signal.Signals(number).name}. {note}", err=True)
         raise SystemExit(128 + number)

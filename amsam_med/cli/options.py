@@ -1,4 +1,4 @@
-"""Options of the command line, made of the fields of :mod:`amsam_med.options`, and some that several commands share."""
+"""Options of the command line, made from the fields of :mod:`amsam_med.options`, and some that commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amsam_med.options import Described, ModelOptions, Window, described
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _CONFIGURED = "amsam_med.cli.options.configured"
-"""Where a click context keeps a bundle's values while it explains its options."""
+"""Key in a click context of a bundle's values, read once for all options of a help text."""
 
 labelled_data = click.option(
     "--data",
@@ -29,9 +29,9 @@ labelled_data = click.option(
 
 
 class BundleOption(click.Option):
-    """An entry of the bundle's ``train.yaml`` as an option: without it the bundle decides, and ``--help`` says how.
+    """An entry of the bundle's ``train.yaml`` as an option; ``--help`` shows the bundle's value as the default.
 
-    A ``--bundle`` that stands before ``--help`` is the one whose values are shown.
+    With ``--bundle`` before ``--help``, that bundle's values are shown.
     """
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -47,7 +47,7 @@ class BundleOption(click.Option):
         return record[0], f"{record[1]}  [default: {default}]"
 
     def shown(self, value: Any) -> str:
-        """A value of the configuration in the words of the command line."""
+        """A value of the configuration as it is typed on the command line."""
         if isinstance(value, bool):
             return (self.opts if value else self.secondary_opts)[0].removeprefix("--")
         return str(value)
@@ -119,7 +119,7 @@ device = of(ModelOptions, "device")
 
 
 def trusted(bundle: str, is_trusted_now: bool) -> str:
-    """A bundle whose user trusts it, or is asked at the prompt; where nobody can answer, opening it is refused.
+    """A bundle that the user trusts, or trusts now at the prompt; without a terminal, opening it will be refused.
 
     Args:
         bundle: Name or folder.

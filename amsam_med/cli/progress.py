@@ -12,7 +12,7 @@ Counter = Callable[[int, int, str], None]
 
 @contextmanager
 def progress_bars(*names: str) -> Iterator[list[Counter]]:
-    """One bar a name, each told by its own counter."""
+    """One bar per name, each with its own counter."""
     if not sys.stderr.isatty():
         yield [lambda *_: None for _ in names]
         return

@@ -174,5 +174,5 @@ def _print(summary: SegmentSummary) -> None:
 
 
 def _shown(path: Path | str) -> str:
-    """A path on one line, without what a terminal would obey or cannot show."""
+    """A path on one line, without control characters and characters that a terminal cannot show."""
     return "".join(character if character.isprintable() else "?" for character in str(path))

@@ -1,9 +1,9 @@
-"""Decoders in a process of their own: one that may bring its process down, and one that speaks to its error output.
+"""Two decoders in a separate process: gdcm, which may crash, and libjpeg, which reports damage on stderr only.
 
-On some damaged frames gdcm ends the process that it runs in, as an exception of C++ that nobody catches does. One file
-must not end a run of thousands. Of a JPEG that is damaged inside, libjpeg makes what it can and tells only the error
-output, which belongs to the whole process; Pillow drops even that. So both get a process that may end, and whose output
-is read. It starts with the first image that needs it, serves all threads one after another, and ends with the program.
+On some damaged frames gdcm ends its process by an uncaught C++ exception, and one file must not end a run of thousands.
+For a JPEG that is damaged inside, libjpeg decodes what it can and reports the damage only on stderr, which belongs to
+the whole process; Pillow drops even that. So both run in a process that may end, and whose output is read. It starts
+with the first image that needs it, serves all threads one after another, and ends with the program.
 
 Run as a script, this file is that process. It imports nothing of the package.
 """
@@ -31,7 +31,7 @@ _LENGTHS = struct.Struct("<QQ")  # of a message's two parts: JSON, and bytes
 
 
 class _Served:
-    """The process, and whose turn it is."""
+    """The process, and the lock by which threads take turns."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
@@ -62,16 +62,16 @@ def decode_by_gdcm(coded: bytes, syntax: str, options: dict[str, Any]) -> tuple[
 
 
 def jpeg_damage(coded: bytes) -> str:
-    """What libjpeg finds wrong in a JPEG that it decodes all the same; mostly nothing.
+    """Damage that libjpeg reports in a JPEG that it decodes nevertheless; usually an empty string.
 
-    It notices data that end too early or go on too long, and codes that there are not: a damaged stretch nearly always,
-    a single bit in one of six cases.
+    It detects data that end too early or are too long, and invalid codes: a damaged stretch nearly always, a single
+    wrong bit in one of six cases.
 
     Args:
         coded: The file.
 
     Returns:
-        One line in libjpeg's words; empty also where it cannot be asked, as without OpenCV.
+        One line in libjpeg's words; also empty if OpenCV, through which it is called, is not installed.
     """
     try:
         answer, _ = _asked({"jpeg": True}, coded)
@@ -117,7 +117,7 @@ def _stop() -> None:
 
 
 def _leave_to_parent() -> None:
-    """After a fork: the process belongs to the parent, and another thread may have had its turn."""
+    """After a fork: forget the process, which belongs to the parent, and the lock, which another thread may hold."""
     if _served.process is not None:
         _served.process.returncode = 0  # it is not ours to wait for
     _served.__init__()  # type: ignore[misc]
@@ -156,7 +156,7 @@ def _said_by_libjpeg(coded: bytes) -> str:
         before = os.dup(2)
         os.dup2(output.fileno(), 2)
         try:
-            # An eighth of the size takes least time, and all codes are read for it.
+            # Decoding at an eighth of the size is fastest, and still reads all codes.
             cv2.imdecode(np.frombuffer(coded, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
         except cv2.error:  # too large for it, or not a JPEG as it knows them
             return ""

@@ -29,7 +29,7 @@ from amsam_med.errors import DataError
 
 _ATTEMPTS = 4
 _TIMEOUT_S = 60
-_WAIT_S = 2.0  # before another attempt, longer each time
+_WAIT_S = 2.0  # before the next attempt, longer each time
 _CHUNK_BYTES = 1 << 20
 _FREE_BYTES_LEFT = 1 << 28  # do not fill a disk to the brim
 _LARGEST_BYTES = 1 << 35  # of a file whose size nobody has published; the largest archive of ISIC 2018 has 11 GB
@@ -41,7 +41,7 @@ Folder: TypeAlias = str | PathLike[str]
 
 
 class Step(NamedTuple):
-    """How far a job is: ``done`` of ``total`` bytes (None where the server does not say) of ``name``."""
+    """Progress of a job: ``done`` of ``total`` bytes (None if the server does not say) of ``name``."""
 
     name: str
     done: int
@@ -58,10 +58,10 @@ def download(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch ``url`` into ``path``; go on where an earlier call was interrupted.
+    """Download ``url`` to ``path``, continuing where an earlier call was interrupted.
 
-    Unfinished bytes wait in ``<path>.part``. A server without ranges is asked from the start again. The file appears
-    under its own name when it is complete and has passed the checks; one that is there and passes is not fetched.
+    Unfinished bytes are kept in ``<path>.part``. If the server does not support ranges, the download starts again. The
+    file gets its own name when it is complete and has passed the checks; an existing file that passes is not fetched.
 
     Args:
         url: An http or https address.
@@ -139,7 +139,7 @@ def _fetch(url: str, part: Path, size: int | None, progress: Progress | None) ->
             reason = str(error) or type(error).__name__
         except ValueError as error:  # no such address
             raise DataError(f"{url}: not an address ({error}). Check it") from error
-        # A slow line that moves is no failure; one that begins anew and gets as far as before is.
+        # Progress resets the count of failures; a download that starts again and gets no further counts as one.
         failures, furthest = (0, _length(part)) if _length(part) > furthest else (failures + 1, furthest)
         time.sleep(failures * _WAIT_S)
     raise DataError(f"{url}: broke off after {_length(part):,} bytes ({reason}). Run it again; it goes on from there")
@@ -175,7 +175,7 @@ def _append(url: str, part: Path, name: str, size: int | None, progress: Progres
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Where a server may send us: to http or https, and from https to https alone."""
+    """Redirects that are followed: to http or https, and from https only to https."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str

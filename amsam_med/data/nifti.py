@@ -8,8 +8,8 @@
 four axes and more                     refused: it is not known which of them is time
 =====================================  ================================================================================
 
-A picture is a slice of the array with its two axes swapped: of the two, the first runs to the right, the second down.
-The affine is not applied, so a slice may look turned or mirrored, but a mask of it fits the array.
+A picture is a slice of the array with its two axes swapped: the first axis runs to the right, the second down. The
+affine is not applied, so a slice may look rotated or mirrored, but its mask fits the array.
 
 8-bit grey stays as it is. Other grey is shown in the window that was given; without one, a single picture from its
 smallest to its largest value, and a volume from its 0.5th to its 99.5th percentile, the same for all its slices. Values
@@ -56,7 +56,7 @@ _MILLIMETRES = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}
 
 
 class Geometry(NamedTuple):
-    """Where the voxels of a file lie.
+    """The geometry of a file's voxels.
 
     Attributes:
         shape: Lengths of two or three axes.
@@ -70,7 +70,7 @@ class Geometry(NamedTuple):
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Where the voxels of a file lie; nothing else of it is read.
+    """The geometry of a file's voxels, read from its header alone.
 
     Raises:
         DataError: Its header is damaged.
@@ -169,7 +169,7 @@ class NiftiFile:
         kind = Nifti2Header if _may_contain(Nifti2Header, block) else Nifti1Header
         if len(block) < kind.sizeof_hdr or not _may_contain(kind, block):
             raise DataError("not a NIfTI file, or cut off in its header. Copy or export it again")
-        # unchecked: nibabel prints what it mends, and mends too much
+        # Unchecked, because nibabel's check prints what it repairs, and repairs too much.
         header: Any = cast(Any, kind)(block[: kind.sizeof_hdr], check=False)
         if bytes(header["magic"]).rstrip(b"\0")[:3] in (b"ni1", b"ni2"):
             raise DataError("a NIfTI header whose values are in a file of their own. Save both as one .nii")
@@ -206,14 +206,14 @@ class NiftiFile:
             return self._read(index * x * y, x * y).reshape((x, y), order="F")
         indices, slab = self._slab
         if index not in indices:
-            self._slab = range(0), slab[:0]  # the old one makes room for the new one
+            self._slab = range(0), slab[:0]  # frees the old slab before the new one is read
             indices, slab = self._slab = self._slab_from(index)
         return slab[:, indices.index(index)] if self._axis == 1 else slab[indices.index(index)]
 
     def _slab_from(self, index: int) -> tuple[range, Values]:
         """Neighbouring slices along the first or the second axis: ``(x, Y, Z)`` or ``(X, y, Z)``.
 
-        They lie between each other in the file, and each alone would take as long to read as all together.
+        Their voxels are interleaved in the file, so reading one slice takes as long as reading several.
         """
         x, y, z = self._shape
         most = max(1, _SLAB_BYTES * self.count // (self._dtype.itemsize * x * y * z))
@@ -256,7 +256,7 @@ class NiftiFile:
         self._copy = copy
 
     def _scaled(self, stored: Values) -> Values:
-        if stored.dtype.names:  # RGB24: a record of three bytes a pixel
+        if stored.dtype.names:  # RGB24: a record of three bytes per pixel
             return np.stack([stored[name] for name in stored.dtype.names[:3]], axis=-1)
         with np.errstate(all="ignore"):
             scaled: Values = apply_read_scaling(np.array(stored), *self._scaling)
@@ -268,7 +268,7 @@ class NiftiFile:
             return _limits([self.values(0)])
         size = math.prod(self._shape)
         step = math.ceil(size / _SAMPLED)
-        while math.gcd(step, self._shape[0]) > 1:  # else every sample might lie in the same column
+        while math.gcd(step, self._shape[0]) > 1:  # otherwise all samples might be from the same column
             step += 1
         sample = _finite(np.concatenate([self._scaled(block[-at % step :: step]) for at, block in self._blocks()]))
         if sample.size:

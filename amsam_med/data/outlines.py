@@ -1,7 +1,7 @@
-"""Outlines of masks: over pictures, small and large, as polygons, and as lines of a plot.
+"""Outlines of masks: drawn over pictures and thumbnails, as polygons, and as lines of a plot.
 
-All outlines that the package draws come from here, so that a class has one colour wherever it is shown and an object
-that ends at the image's edge is closed there.
+All outlines of the package are drawn here, so that a class has the same colour everywhere, and an object that ends at
+the image's edge is closed there.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def draw_overlay(
         pixels: uint8 ``(3, H, W)`` RGB.
         mask: Class ids, uint8 ``(H, W)``.
         box_in_original: x1, y1, x2, y2 in pixels of the picture, or None.
-        flags: Words that say why the result deserves a look.
+        flags: Reasons to review the result.
     """
     line_width = max(1, round(max(mask.shape) / _PIXELS_PER_LINE_WIDTH))
     canvas = np.array(pixels.transpose(1, 2, 0), order="C")
@@ -171,7 +171,7 @@ def _draw_outline(canvas: NDArray[np.uint8], is_object: NDArray[np.bool_], colou
     rows, columns = (np.flatnonzero(is_object.any(axis=axis)) for axis in (1, 0))
     top, left = int(rows[0]), int(columns[0])
     framed = np.pad(is_object[top : rows[-1] + 1, left : columns[-1] + 1], margin)
-    # Where a window of twice the line's width is half object and half not, there is the border.
+    # The border is where a window of twice the line's width is half object and half background.
     share = PIL.Image.fromarray(framed.view(np.uint8) * np.uint8(255)).filter(PIL.ImageFilter.BoxBlur(line_width))
     alpha = np.array(share.point(_OUTLINE_ALPHA))
     around = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]

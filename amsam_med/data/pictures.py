@@ -1,7 +1,7 @@
 """Pictures that Pillow decodes: PNG, JPEG, BMP, WebP, GIF, TIFF.
 
-A TIFF of several pages holds several pictures; a phone's MPO holds one, its photograph, as the others are previews.
-Animations are refused. Pages that nothing but damage or malice would have are refused before they are decoded.
+A TIFF of several pages holds several pictures; a phone's MPO holds one, the photograph, as the others are previews.
+Animations are refused. Pages with absurd sizes or counts are refused before they are decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amsam_med.errors import DataError
 PAGE_LIMIT = 10_000
 """The most pages of a TIFF; each costs time to find."""
 SCAN_LIMIT = 100
-"""The most scans of a JPEG; progressive ones have about ten, and each goes over all pixels."""
+"""The most scans of a JPEG; progressive ones have about ten, and each one is a pass over all pixels."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _ORIENTATION_TAG = 0x0112
@@ -63,12 +63,12 @@ class PictureFile:
             refuse_endless_scans(_scans(file))
 
     def close(self) -> None:
-        """Let go of the pixels."""
+        """Free the pixels."""
         self._picture.close()
 
     @cached_property
     def damage(self) -> str:
-        """What is wrong inside of a JPEG that is decoded all the same; mostly, and of other formats, nothing."""
+        """Damage inside a JPEG that is decoded nevertheless; empty for intact files and other formats."""
         if self.format not in _JPEGS:
             return ""
         self._file.seek(0)
@@ -124,7 +124,7 @@ def _rgb(picture: PIL.Image.Image, window: tuple[float, float] | None = None) ->
     """An upright picture as uint8 ``(H, W, 3)``."""
     colours = np.empty((picture.height, picture.width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // picture.width)
-    for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes a pixel
+    for top in range(0, picture.height, rows):  # as a whole, every step would be a copy of 4 bytes per pixel
         bottom = min(top + rows, picture.height)
         colours[top:bottom] = _colours(picture.crop((0, top, picture.width, bottom)), window)
     return colours
@@ -151,7 +151,7 @@ def to_uint8(values: NDArray[np.generic], low: float, high: float) -> NDArray[np
         return shown
     per_row = max(math.prod(values.shape[1:]), 1)
     rows = max(1, _BAND_PIXELS // per_row)
-    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes a pixel, several times over
+    for top in range(0, len(values), rows):  # as a whole, it would be 8 bytes per pixel, several times over
         band = values[top : top + rows]
         with np.errstate(all="ignore"):
             shares = (band.astype(np.float64) - low) / (high - low)

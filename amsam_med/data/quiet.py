@@ -1,10 +1,10 @@
-"""What decoders say beside their result, kept from the user while a file is read.
+"""Suppresses warnings and log records of decoders while a file is read.
 
-pydicom and Pillow warn of what they mend, and log the traceback of every decoder that they try in vain; both may quote
-what stands in a file. Whether a file can be used is said by a picture or by an error of ours, never by a warning.
+pydicom and Pillow warn of what they repair, and log the traceback of every decoder that fails; both may quote the
+file's content. Whether a file is usable is told by a picture or by an error of this package, never by a warning.
 
-``warnings.catch_warnings`` exchanges the filters of the whole process, so threads that read side by side would undo
-each other's. The filter of this module stays in its place instead, and fits only what the thread that reads runs.
+``warnings.catch_warnings`` replaces the filters of the whole process, so concurrent threads would undo each other's.
+Instead, this module's filter stays in place and matches only in threads that are reading.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LOGGERS = (
 
 
 class _Reading(threading.local):
-    """How many reads deep this thread is.
+    """The number of nested reads of this thread.
 
-    It stands in a warnings filter where others have the pattern of a module's name, and in loggers as their filter.
+    It serves as the module pattern of a warnings filter, and as a filter of loggers.
     """
 
     depth = 0
@@ -60,7 +60,7 @@ def quiet_decoders() -> Iterator[None]:
 
 
 def _put_first() -> None:
-    """Put the filter before all others, also where a ``catch_warnings`` that ended has taken it away."""
+    """Put the filter before all others, even after the end of a ``catch_warnings`` block has removed it."""
     if warnings.filters and warnings.filters[0] is _ignored:
         return
     with _order:

@@ -97,7 +97,7 @@ class ImageFile:
 
     @property
     def damage(self) -> str:
-        """What is wrong inside of a file whose pictures are shown all the same; mostly nothing.
+        """What is wrong inside of a file whose pictures are shown all the same; usually nothing.
 
         Known of JPEGs, whose decoder goes on after damage: one line in its words. The first question costs about as
         much as decoding, in a process of its own.

@@ -1,4 +1,4 @@
-"""What has been found of a picture or a file, and what a format makes of it."""
+"""Results of a picture or a file, and the description of a result format."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from amsam_med.data.nifti import SliceAxis
 
 
 class Result(NamedTuple):
-    """What a format writes of one picture.
+    """The result of one picture, from which formats write files.
 
     Attributes:
         pixels: uint8 ``(3, H, W)`` RGB.
         mask: Class ids, uint8 ``(H, W)``, in the original frame.
         box_in_original: float32 ``(4,)``, xyxy pixels of the picture; None where no box was used.
-        flags: Words that say why the result deserves a look; mostly none.
+        flags: Reasons to review the result; usually none.
     """
 
     pixels: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
 
 class PackedMasks(Sequence[NDArray[np.uint8]]):
-    """Masks of a file's pictures, class ids uint8 ``(H, W)``, a hundredth of their size until one is asked for.
+    """Masks of a file's pictures, class ids uint8 ``(H, W)``, compressed to about a hundredth until they are accessed.
 
     Args:
         packed: Of :meth:`pack`.
@@ -62,7 +62,7 @@ class PackedMasks(Sequence[NDArray[np.uint8]]):
 
 @dataclass(frozen=True)
 class ClassMeaning:
-    """What a class stands for, in codes that a bundle states.
+    """The meaning of a class, in codes that its bundle states.
 
     Attributes:
         label: For people.
@@ -76,11 +76,11 @@ class ClassMeaning:
 
 
 class Labels(NamedTuple):
-    """What the classes of a mask mean and what drew them, for formats that say so.
+    """Meanings of a mask's classes and the algorithm, for formats that store them.
 
     Attributes:
         segments: Meaning of class 1, 2, ...
-        algorithm: Name of what segmented.
+        algorithm: Name of the algorithm.
         version: Its version.
         weights: sha256 of its weights by role.
         deidentified_with: Salt of the identifiers that take the place of the source's; None keeps patient and study.
@@ -94,7 +94,7 @@ class Labels(NamedTuple):
 
 
 class FileResult(NamedTuple):
-    """What a format writes of a whole file.
+    """The results of a whole file, from which formats write one file.
 
     Attributes:
         source: The image file.
@@ -116,15 +116,15 @@ class FileResult(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A kind of result file; written for each picture, or once for a file with all its pictures.
+    """A kind of result file, written for each picture, or once per file with all its pictures.
 
     Attributes:
         folder: Sub-folder of the output folder.
         column: Column of ``results.csv`` that names the file.
         ending: What follows the name in the file's.
         of_picture: Writes one picture's result, whole or not at all.
-        of_file: Writes that of a whole file.
-        sources: Formats of the image files that it can be written for; empty for all.
+        of_file: Writes the result of a whole file.
+        sources: Formats of image files for which it can be written; empty for all.
     """
 
     folder: str
@@ -139,5 +139,5 @@ class Format(NamedTuple):
         return f"{self.folder}/{name}{self.ending}"
 
     def fits(self, image_format: str) -> bool:
-        """Whether there is such a result of an image file of this format."""
+        """Whether this result can be written for an image file of this format."""
         return not self.sources or image_format in self.sources

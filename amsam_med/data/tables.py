@@ -1,7 +1,7 @@
-r"""Text that others have chosen, such as names of files, in tables: UTF-8 in any case, and nothing in it is a formula.
+r"""CSV tables with untrusted text, such as file names: always valid UTF-8, and no cell is read as a formula.
 
 :func:`visible` escapes what hides or breaks a line: control and format characters (right-to-left marks among them) as
-``\x0a`` or ``\u202e``, bytes of a name that are no UTF-8 as ``\xe9``, the backslash itself as ``\\``. A spreadsheet
+``\x0a`` or ``\u202e``, bytes of a name that are not UTF-8 as ``\xe9``, the backslash itself as ``\\``. A spreadsheet
 takes a cell that begins with one of ``= + - @`` for a formula; such a cell, unless it is a number, gets an apostrophe
 in front, and so does one that begins with an apostrophe. :func:`read_table` undoes both: names come back as they were.
 """
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import IO
 
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are not seen, or move what is seen
-_JOINERS = "\u200c\u200d"  # which words of several scripts, and emojis, are written with
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are invisible, or move others
+_JOINERS = "\u200c\u200d"  # allowed, as words of several scripts and emojis need them
 _ESCAPED = re.compile(r"\\(?:\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _FORMULA = re.compile("['=+\\-@\uff1d\uff0b\uff0d\uff20]")  # the wide forms are formulas in some languages
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
@@ -24,12 +24,12 @@ _FORMULA_AFTER_SEMICOLON = re.compile(";(?=\\s*[\"'=+\\-@\uff1d\uff0b\uff0d\uff2
 
 
 def visible(text: str) -> str:
-    """The text on one line of valid UTF-8, with all that would hide escaped."""
+    """The text on one line of valid UTF-8, with invisible characters escaped."""
     return "".join(map(_visible, text))
 
 
 def hidden(text: str) -> str:
-    """What :func:`visible` was given."""
+    """The inverse of :func:`visible`."""
     return _ESCAPED.sub(lambda found: _hidden(found[0]), text)
 
 
@@ -40,7 +40,7 @@ def cut_text(text: str, most: int = 200) -> str:
 
 
 def safe_cell(value: object) -> str:
-    """A cell as tables hold it; None is empty."""
+    """A value as a cell of a table; None becomes an empty cell."""
     text = "" if value is None else visible(str(value))
     # Where a comma is the decimal sign, spreadsheets end a cell at a semicolon, and the next may be a formula.
     text = _FORMULA_AFTER_SEMICOLON.sub(r"\\x3b", text)
@@ -48,12 +48,12 @@ def safe_cell(value: object) -> str:
 
 
 def plain_cell(cell: str) -> str:
-    """What :func:`safe_cell` was given."""
+    """The inverse of :func:`safe_cell`."""
     return hidden(cell.removeprefix("'"))
 
 
 class TableWriter:
-    """Rows into a file of comma-separated values.
+    """Writes rows as comma-separated values.
 
     Args:
         stream: Opened with ``newline=""`` and UTF-8.
@@ -73,7 +73,7 @@ class TableWriter:
 
 
 def read_table(path: str | PathLike[str]) -> Iterator[dict[str, str]]:
-    """The rows of a table that :class:`TableWriter` wrote, with names as they were."""
+    """The rows of a table that :class:`TableWriter` wrote, with the original text."""
     with open(path, newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             yield {name: plain_cell(cell or "") for name, cell in row.items() if name is not None}
@@ -85,7 +85,7 @@ def _visible(character: str) -> str:
     if character.isprintable() or character in _JOINERS or unicodedata.category(character) not in _HIDDEN:
         return character
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 

@@ -1,11 +1,12 @@
-"""The way into the model's frame and back, as flat MONAI ``Compose`` objects.
+"""Pre- and postprocessing between an image's own frame and the model's, as flat MONAI ``Compose`` objects.
 
-In: an image of any size is squashed to ``S x S`` (its aspect ratio is not kept) with antialiasing and scaled to [0, 1].
-Back: the logits are brought to the image's size and decided there, so a mask's edge is as smooth as its size allows.
+Preprocessing squashes an image of any size to ``S x S`` (without keeping its aspect ratio) with antialiasing and scales
+it to [0, 1]. Postprocessing upsamples the logits to the image's size and thresholds them there, so that a mask's edge
+is smooth.
 
-Every face of the project goes through :func:`prepare_image` and :func:`restore_original`, with files or with arrays in
-memory, so all of them give the same mask. Resizing is Pillow's, in fixed point: the same bytes on every machine.
-JPEG's cheap decoding at a reduced size (Pillow's ``draft``) is left out, as it gives other pixels than the array would.
+Command line, server and Python API all use :func:`prepare_image` and :func:`restore_original`, for files and arrays, so
+all of them give the same mask. Images are resized by Pillow in fixed point: the same bytes on every machine. Decoding
+JPEG at a reduced size (Pillow's ``draft``) is faster but not used, as its pixels differ from those of the array.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def prepare_label(mask: NDArray[np.uint8] | Tensor, input_size: int = INPUT_SIZE
 def restore_original(mask_logits: Tensor, original_size: Size) -> Tensor:
     """The mask of one image in its own frame.
 
-    Logits are upsampled and then decided, never the mask. Of two channels only the difference matters, so only it is
-    upsampled; a tie is background.
+    The logits are upsampled and then thresholded; upsampling the mask would give jagged edges. With two channels only
+    their difference is upsampled, as nothing else matters; a tie is background.
 
     Args:
         mask_logits: ``(C+1, h, w)``; channel 0 is background.
@@ -140,8 +141,8 @@ def restore_original(mask_logits: Tensor, original_size: Size) -> Tensor:
 class PrepareImaged(MapTransform):
     """:func:`read_image` and :func:`prepare_image` for an item.
 
-    One step instead of ``LoadImaged(reader=RgbReader)`` and a resize: it saves a MetaTensor (3 ms an image), and
-    MONAI's loader warns about decoders that nobody asked for.
+    Replaces ``LoadImaged(reader=RgbReader)`` and a resize: it saves a MetaTensor (3 ms per image), and MONAI's loader
+    warns about decoders that are not installed and not needed.
 
     Args:
         keys: Key of the image: a path, or uint8 ``(3, H, W)`` RGB in memory.
@@ -210,7 +211,7 @@ class RestoreOriginald(MapTransform):
 
 
 class LogitsToMaskd(MapTransform):
-    """The masks and the label of an item at the size of the logits, one channel a class, for MONAI's ``MeanDice``.
+    """The masks and the label of an item at the size of the logits, one channel per class, for MONAI's ``MeanDice``.
 
     Logits ``(C+1, h, w)`` become float32 ``(C, h, w)`` of 0 and 1, and class ids ``(1, H, W)`` of the label become the
     same, each pixel from its nearest. The background has no channel, so score with ``include_background=True``.
@@ -225,7 +226,7 @@ class LogitsToMaskd(MapTransform):
         self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decide one item; of equal logits the class with the lowest id wins."""
+        """Threshold one item; of equal logits the class with the lowest id wins."""
         item = dict(data)
         for key in self.key_iterator(item):
             logits, label = torch.as_tensor(item[key]), torch.as_tensor(item[self.label_key])

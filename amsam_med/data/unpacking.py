@@ -1,7 +1,8 @@
 """Compressed files, unpacked onto disk instead of into memory, and only as far as they are needed.
 
-All copies that lie there at one time share a limit, whatever thread made them: who needs room waits until others are
-closed. As nobody knows whether those wait for the one who waits, nobody waits for ever.
+All copies that exist at one time, in any thread, share a limit: a thread that needs room waits until other copies are
+closed. The holder of a copy may itself be waiting for that thread, so waiting ends when nothing has been closed for a
+while, and the copy is then made up to a second, larger limit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Room:
-    """What the copies of this process hold on disk."""
+    """The disk space that the copies of this process take."""
 
     def __init__(self) -> None:
         self.reset()
@@ -69,10 +70,10 @@ _room = _Room()
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Room for an unpacked copy of so many bytes on the temporary disk, until the block ends.
+    """Reserve room for an unpacked copy on the temporary disk while the block runs.
 
     Raises:
-        DataError: Other copies hold all there is, and are not closed.
+        DataError: Other copies take all the room, and are not closed.
     """
     _room.take(size)
     try:

@@ -1,4 +1,4 @@
-"""Masks, overlays, outlines and volumes into files, each complete or not there at all."""
+"""Writers of masks, overlays, outlines and volumes; each file is written atomically."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def write_mask_png(mask: NDArray[np.uint8] | Tensor, path: str | PathLike[str]) 
     """
     ids = _checked_mask(mask)
     values = ids if ids.max(initial=0) > 1 else ids * np.uint8(255)
-    with atomic_path(path) as lent:
-        # Runs of one value are all there is to compress.
-        PIL.Image.fromarray(values).save(lent, format="PNG", compress_type=zlib.Z_RLE)
+    with atomic_path(path) as temporary:
+        # Run-length coding is quickest, and a mask has little else than runs to compress.
+        PIL.Image.fromarray(values).save(temporary, format="PNG", compress_type=zlib.Z_RLE)
 
 
 def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
-    """Write the outlines of class ids, uint8 ``(H, W)``, as GeoJSON: a MultiPolygon a class, with its holes.
+    """Write the outlines of class ids, uint8 ``(H, W)``, as GeoJSON: one MultiPolygon per class, with its holes.
 
     Coordinates are pixels of the picture, x to the right and y down; the first pixel covers 0 to 1. Outlines run
     half-way between the centres of the last pixels inside and the first ones outside, as scikit-image's
@@ -64,15 +64,15 @@ def write_contour(mask: NDArray[np.uint8], path: str | PathLike[str]) -> None:
         }
         for class_id in classes_of(ids)
     ]
-    with atomic_path(path) as lent:
-        lent.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
 
 
 def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
     """Write the class ids of a whole file as NIfTI, uint8.
 
-    Of a NIfTI image the result has its shape, affine and units, so that both lie on each other in a viewer; of others
-    it is ``(W, H, number of pictures)`` with a pixel as unit.
+    For a NIfTI image the result has its shape, affine and units, so that both overlap in a viewer; for other formats it
+    is ``(W, H, number of pictures)`` with a pixel as unit.
 
     Raises:
         DataError: The pictures of the file have several sizes.
@@ -90,8 +90,8 @@ def write_nifti(result: FileResult, path: str | PathLike[str]) -> None:
         image = nibabel.Nifti1Image(volume.reshape(source.shape), source.affine, header)  # type: ignore[no-untyped-call]
     else:
         image = nibabel.Nifti1Image(slices, np.eye(4))  # type: ignore[no-untyped-call]
-    with atomic_path(path) as lent:
-        lent.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
 
 
 def write_overlay(
@@ -110,7 +110,7 @@ def write_overlay(
         mask: Class ids, uint8 ``(H, W)``.
         path: The file; its suffix gives the format (``.png``, ``.jpg``).
         box: x1, y1, x2, y2 in pixels of the image, or None.
-        flags: Words that say why the result deserves a look.
+        flags: Reasons to review the result.
 
     Raises:
         DataError: Image and mask do not fit together.
@@ -120,8 +120,8 @@ def write_overlay(
         got = f"{pixels.dtype} {pixels.shape} and a mask {ids.shape}"
         raise DataError(f"An overlay needs a uint8 image (3, H, W) and a mask (H, W) of its size; got {got}")
     picture = draw_overlay(pixels, ids, None if box is None else [float(edge) for edge in box], flags)
-    with atomic_path(path) as lent:
-        picture.save(lent, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
+    with atomic_path(path) as temporary:
+        picture.save(temporary, quality=92, compress_level=3)  # JPEG takes the one, PNG the other
 
 
 class SaveMaskd(MapTransform):
@@ -129,7 +129,7 @@ class SaveMaskd(MapTransform):
 
     Args:
         keys: Key of the mask, class ids uint8 ``(1, H, W)``.
-        output_dir: Folder for the masks; made if missing.
+        output_dir: Folder for the masks; created if missing.
         data_root: The images' folder, whose sub-folders are kept below ``output_dir``. Without it all masks lie side
             by side, and of two images with one stem the later one wins.
     """

@@ -72,7 +72,7 @@ def write_demo_page(
     """Write ``index.html``, which needs nothing but the pictures beside it.
 
     Args:
-        folder: Where to write; made if missing. It can be moved or zipped as a whole, since links are relative.
+        folder: Where to write; created if missing. It can be moved or zipped as a whole, since links are relative.
         sections: The page's content, in order. All text is escaped.
         title: The page's heading.
         lead: One paragraph below the heading; empty for none.

@@ -1,4 +1,4 @@
-"""A detector on disk: fp16 safetensors with a header, and ultralytics' pickles for those who trust them."""
+"""A detector on disk: fp16 safetensors with a header, or ultralytics' pickles if the user trusts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = "amsam-detector"
 FORMAT_VERSION = "1"
 PICKLES = (".pt", ".pth")
 MIN_CONFIDENCE = 0.05
-"""Of detectors that nobody chose one for."""
+"""Default of detectors whose file does not set it."""
 _HALF_LIMIT = torch.finfo(torch.float16).max
 
 
@@ -30,7 +30,7 @@ _Share = Annotated[float, Field(strict=False, ge=0, le=1)]
 
 
 class _DetectorHeader(Record):
-    """A detector's header, in which all values are texts."""
+    """A detector's header; safetensors allows only text as values, so numbers are parsed."""
 
     format: Literal["amsam-detector"]
     version: Literal["1"]
@@ -44,16 +44,15 @@ class _DetectorHeader(Record):
 
 
 class DetectorWeights(NamedTuple):
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
         state: The network's state dict, with ultralytics' names.
-        class_name: What it finds; the first one if there are several.
-        class_count: How many kinds of objects it tells apart.
+        class_name: The class that it detects; the first one if there are several.
+        class_count: The number of classes.
         input_size: Side of the square that it was trained on, in pixels.
-        edge_error: How far it puts edges from where they are, see :class:`amsam_med.detect.scores.BoxScores`; 0 where
-            nobody measured it.
-        min_confidence: Boxes that it is less sure of are worth less than none, in [0, 1].
+        edge_error: See :class:`amsam_med.detect.scores.BoxScores`; 0 if it was not measured.
+        min_confidence: In [0, 1]; segmentation is better without a box than with one of lower confidence.
     """
 
     state: Mapping[str, Tensor]
@@ -73,7 +72,7 @@ def read_weights(path: Path, trust_pickle: bool = False) -> DetectorWeights:
 
     Raises:
         WeightsError: The file is missing, damaged or of another kind.
-        ConfigError: A pickle was given without trust.
+        ConfigError: The file is a pickle, and ``trust_pickle`` is False.
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; `amsam detector train` writes such a file")
@@ -92,7 +91,7 @@ def write_weights(weights: DetectorWeights, path: Path, model: str = "", ultraly
 
     Args:
         weights: The weights.
-        path: Target, ``.safetensors``; its folder is made if missing.
+        path: Target, ``.safetensors``; its folder is created if missing.
         model: Which network it is, for people to read.
         ultralytics: The version that trained it, for people to read.
     """
@@ -128,7 +127,7 @@ def _read_safetensors(path: Path) -> DetectorWeights:
 
 
 def _read_pickle(path: Path) -> DetectorWeights:
-    # The pickle imports ultralytics; amsam_med.detect.yolo, which asks for it, has done that already and quietly.
+    # The pickle imports ultralytics. amsam_med.detect.yolo, which calls this, has imported it without its side effects.
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         network = (checkpoint.get("ema") or checkpoint["model"]).float()

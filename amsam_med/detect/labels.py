@@ -1,4 +1,4 @@
-"""What a detector learns from: masks become boxes, items become the folder of images and labels that YOLO reads."""
+"""Training data of a detector: boxes from masks, and the folder of images and labels that YOLO reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Samples(Protocol):
     """A sequence of prepared items, e.g. MONAI's ``Dataset``.
 
-    An item holds ``image``, float32 ``(3, S, S)`` in [0, 1], exactly as the detector will see it in use, and ``label``,
+    An item holds ``image``, float32 ``(3, S, S)`` in [0, 1], prepared as it will be at inference, and ``label``,
     integer ``(1, H, W)`` of any size: 0 for background, else a class or an instance.
     """
 
@@ -54,7 +54,7 @@ def boxes_of_label(label: Tensor, has_instances: bool = False) -> Tensor:
 
     Args:
         label: Integer ``(1, H, W)``, 0 for background.
-        has_instances: Every id is an object of its own; else all non-zero pixels together are one.
+        has_instances: Every id is a separate object; else all non-zero pixels together are one.
 
     Returns:
         float32 ``(N, 4)``, xyxy pixels of the label; ``(0, 4)`` for an empty one.
@@ -66,10 +66,10 @@ def boxes_of_label(label: Tensor, has_instances: bool = False) -> Tensor:
 
 
 def hold_out(items: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Split a list without a validation part into one to learn from and every tenth item, to select by.
+    """Split a list without a validation part: every tenth item is held out for validation.
 
     Raises:
-        DataError: One image cannot serve both.
+        DataError: There are fewer than two items.
     """
     if len(items) < 2:
         raise DataError(f"{len(items)} labelled image(s) to train on; give at least 2, as one of ten is held out")
@@ -78,7 +78,7 @@ def hold_out(items: Sequence[T]) -> tuple[list[T], list[T]]:
 
 
 def write_yolo_folder(samples: Samples, folder: Path, has_instances: bool = False) -> YoloFolder:
-    """Write ``folder/images`` and ``folder/labels``; an image without object is an example of none.
+    """Write ``folder/images`` and ``folder/labels``; an image without an object is a negative example.
 
     Args:
         samples: Prepared items.
@@ -114,7 +114,7 @@ def _write_image(image: Tensor, path: Path, input_size: int) -> None:
 
 
 def _yolo_rows(boxes: Tensor, label: Tensor) -> str:
-    """One line "class centre-x centre-y width height" a box, in shares of the image."""
+    """One line "class centre-x centre-y width height" per box, as shares of the image's size."""
     height, width = label.shape[-2:]
     shares = box_convert(scale_boxes(boxes, (height, width), (1, 1)), "xyxy", "cxcywh")
     return "".join("0 " + " ".join(f"{share:.6f}" for share in row) + "\n" for row in shares.tolist())

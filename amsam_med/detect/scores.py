@@ -1,4 +1,4 @@
-"""How good a detector's one box an image is: what a box prompt needs, and mean average precision does not tell."""
+"""Scores of a detector's one box per image, which is what a prompt needs; mean average precision scores all boxes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from amsam_med.errors import DataError
 from amsam_med.keys import Keys
 
 FOUND_IOU = 0.3
-"""From this IoU on a box is of the object, if badly placed; below it, it is of something else."""
+"""A box with at least this IoU is of the object, perhaps badly placed; below it, it is of something else."""
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 
 
 class BoxScores(NamedTuple):
-    """Shares of the images that hold an object; an image without a box has an IoU of 0.
+    """Scores over the images that hold an object; an image without a detected box has an IoU of 0.
 
     Attributes:
-        images: Images with an object.
+        images: Number of images with an object.
         mean_iou: Mean IoU of the most confident box with the object that it fits best, in [0, 1].
         iou50: Share of images whose box has an IoU of at least 0.5.
         iou75: Share of images whose box has an IoU of at least 0.75.
@@ -51,8 +51,8 @@ def score_boxes(
     Args:
         detector: On the CPU.
         samples: Prepared items, as for training.
-        has_instances: Every id of a label is an object of its own; any of them is a right answer.
-        batch_size: Images that the detector takes at once.
+        has_instances: Every id of a label is a separate object; the box may be of any of them.
+        batch_size: Images per batch of the detector.
 
     Raises:
         DataError: No label holds an object.

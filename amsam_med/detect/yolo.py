@@ -1,14 +1,14 @@
 """YOLOv8n as box detector: the most confident box of an image becomes the prompt, as in the paper's Figure 2.
 
-Unless asked not to, its edges are voted on by the boxes that overlap it (Gidaris and Komodakis 2015), of the image and
-of its mirror image.
+By default the box is refined by voting: it becomes the confidence-weighted mean of the boxes that overlap it, in the
+image and in its mirror image (Gidaris and Komodakis 2015).
 
-This is the only file that imports ultralytics, which is licensed under AGPL-3.0. Everything above it knows a detector
-as :class:`amsam_med.boxes.BoxDetector`.
+This is the only file that imports ultralytics, which is licensed under AGPL-3.0. All other code uses the protocol
+:class:`amsam_med.boxes.BoxDetector`.
 
-Left to itself, ultralytics keeps settings and fonts in the user's home, asks the network for updates, sends usage
-statistics, installs packages that it misses and prints a lot. None of that happens here: :func:`_switched_off` imports
-it, and :class:`_Training` runs none of its integrations.
+By default, ultralytics keeps settings and fonts in the user's home, checks for updates, sends usage statistics,
+installs missing packages and prints a lot. None of that happens here: :func:`_switched_off` imports it with all that
+disabled, and :class:`_Training` runs none of its integrations.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from amsam_med.views import MIRROR, view_boxes
 
 @contextmanager
 def _kept_environment() -> Iterator[None]:
-    """Take back what ultralytics does to the environment, among it OMP_NUM_THREADS=1, which children would obey."""
+    """Restore the environment variables after the block: ultralytics sets OMP_NUM_THREADS=1, which children inherit."""
     before = dict(os.environ)
     try:
         yield
@@ -57,9 +57,9 @@ def _kept_environment() -> Iterator[None]:
 
 @contextmanager
 def _switched_off() -> Iterator[None]:
-    """Import ultralytics offline, mute and away from the user's home, and take back what it changes in this process.
+    """Import ultralytics offline, silent and without the user's home, and undo its changes to this process.
 
-    Its switches are read once, at import; where a caller has imported it before, the caller's switches hold.
+    Its switches are read once, at import; if a caller has imported it before, the caller's switches apply.
     """
     with (
         tempfile.TemporaryDirectory(prefix="amsam-ultralytics-") as settings,
@@ -71,7 +71,9 @@ def _switched_off() -> Iterator[None]:
         os.environ.update(off)
         originals = PIL.Image.open, torch.save
         yield
-        PIL.Image.open, torch.save = originals  # theirs look for a HEIF package, and try a failed save again
+        # Its replacements look for a HEIF package, and repeat a failed save. The rest of this process expects the
+        # originals.
+        PIL.Image.open, torch.save = originals
     torch.set_printoptions(profile="default")  # type: ignore[no-untyped-call]
 
 
@@ -84,31 +86,31 @@ with _switched_off():
 
 ARCHITECTURE = "yolov8n"
 VOTING_IOU = 0.65
-"""IoU with the most confident box from which on a box has a vote; chosen on images for selection."""
+"""Boxes with at least this IoU with the most confident one take part in voting; chosen on validation images."""
 STRIDE = 32
-"""Of YOLOv8's coarsest features: inputs are multiples of it."""
-MOST_PIXELS = 2048
-"""The largest side of an input; a header that asks for more would take all memory there is."""
+"""Stride of YOLOv8's coarsest features: input sizes are multiples of it."""
+MAX_INPUT_SIZE = 2048
+"""The largest input size in pixels; a file's header that asks for more could exhaust the memory."""
 _LESS_MEMORY = "give a smaller --batch-size or --input-size, or --device cpu"
-_CLASS_HEAD = ".cv3."
-_CALMER = "train with a larger --batch-size, another --seed"
+_CLASS_HEAD = ".cv3."  # in the names of parameters whose shapes depend on the number of classes
+_STABILITY_HINT = "train with a larger --batch-size, another --seed"
 _REMEDY = "copy it again, or make one with `amsam detector train`"
 
 
 class YoloDetector(nn.Module):
-    """The most confident box of each image.
+    """Find the most confident box of each image.
 
-    Frozen and always in evaluation mode. By default the network sees each image and its mirror image, and the mean of
-    all boxes that overlap the most confident one counts, each with the weight of its confidence.
+    Frozen and always in evaluation mode. By default the network sees each image and its mirror image, and the result is
+    the confidence-weighted mean of all boxes that overlap the most confident one.
 
     Args:
-        class_name: What it finds.
+        class_name: The class that it detects.
         input_size: Side of the square that the network was trained on, in pixels; a multiple of 32 from 64 to 2048.
-        min_confidence: Boxes below it do not count as detections, in [0, 1].
-        edge_error: How far it puts the edges of boxes from where they are on images that it has not learned from, as
-            the standard deviation in shares of the box's width and height; 0 where it is not known.
+        min_confidence: Boxes with a lower confidence do not count as detections, in [0, 1].
+        edge_error: Standard deviation of the error of a box's edges on images that it was not trained on, as a share of
+            the box's width or height; 0 if it is not known.
         box_choice: ``"vote"`` as above; ``"surest"`` takes the most confident box of the image itself, as in the paper,
-            and never drops it: ``min_confidence`` is 0 then.
+            and always uses it: ``min_confidence`` is then 0.
 
     Raises:
         ConfigError: ``input_size``, ``min_confidence``, ``edge_error`` or ``box_choice`` is out of range.
@@ -144,16 +146,16 @@ class YoloDetector(nn.Module):
         return self
 
     def fuse(self) -> YoloDetector:
-        """Fold batch normalisation into the convolutions, and lay weights out for speed (in place, for good).
+        """Merge batch norms into the convolutions and store weights channels-last; in place, and not reversible.
 
-        The boxes stay the same but for rounding, in nine tenths of the time on a CPU.
+        The boxes stay the same except for rounding, and a CPU takes nine tenths of the time.
         """
         self.network.fuse(verbose=False)  # type: ignore[operator]
         return self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Detections:
-        """Find one box in each image; the whole image where no candidate lies in it or none is a finite box.
+        """Find one box in each image; the whole image's box if no candidate is finite and inside the image.
 
         Args:
             image: RGB float32 ``(B, 3, S, S)`` in [0, 1]; resized where S is not the detector's own input size.
@@ -167,6 +169,7 @@ class YoloDetector(nn.Module):
         if size != own_size:
             image = interpolate(image, own_size, mode="bilinear", antialias=True)
         candidates, confidences = self._candidates(image)
+        # Damaged weights may give NaN, which argmax would take for the highest confidence.
         is_box = candidates.isfinite().all(dim=2) & confidences.isfinite()
         candidates, confidences = candidates.where(is_box[..., None], 0.0), confidences.where(is_box, 0.0)
         choose = _vote if self.box_choice == "vote" else _surest
@@ -182,7 +185,7 @@ class YoloDetector(nn.Module):
         )
 
     def _candidates(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes float ``(B, N, 4)``, xyxy, and confidences ``(B, N)``; half of them of the mirror image for a vote."""
+        """Boxes float ``(B, N, 4)``, xyxy, and confidences ``(B, N)``; for voting, half are from the mirror image."""
         has_mirror = self.box_choice == "vote"
         found = self.network(torch.cat([image, image.flip(3)]) if has_mirror else image)[0].mT  # (B or 2B, anchors, 5)
         boxes, confidences = box_convert(found[..., :4], "cxcywh", "xyxy"), found[..., 4]
@@ -202,19 +205,19 @@ def _vote(candidates: Tensor, confidences: Tensor) -> Tensor:
     """The mean ``(4,)`` of the boxes ``(N, 4)`` around the most confident one, weighted by confidences ``(N,)``."""
     best = int(confidences.argmax())
     is_near = box_iou(candidates[best, None], candidates)[0] >= VOTING_IOU
-    is_near[best] = True  # also where it has no area
+    is_near[best] = True  # a box without area has no IoU even with itself
     votes = confidences * is_near
     mean: Tensor = (votes[:, None] * candidates).sum(dim=0) / votes.sum().clamp(min=1e-12)
     return mean
 
 
 class DetectorScores(NamedTuple):
-    """How good a detector is on the validation part.
+    """Scores of a detector on the validation part.
 
     Attributes:
         map50: Mean average precision of all boxes at an IoU of 0.5.
         map50_95: The same, averaged over IoUs from 0.5 to 0.95.
-        best_box: Of the one box that serves as prompt.
+        best_box: Scores of the one box per image that serves as prompt.
     """
 
     map50: float
@@ -223,15 +226,15 @@ class DetectorScores(NamedTuple):
 
 
 class TrainingProgress(NamedTuple):
-    """Where a training is, after a step or after the validation of an epoch.
+    """Progress of a training, after a step or after the validation of an epoch.
 
     Attributes:
         epoch: Counted from 1.
-        epochs: How many there will be.
+        epochs: Number of epochs in total.
         step: Counted from 1 within the epoch.
-        steps: Steps in an epoch.
+        steps: Steps per epoch.
         loss: Mean over this epoch so far.
-        map50: On the validation part; None until the epoch is done.
+        map50: On the validation part; None until the epoch is finished.
     """
 
     epoch: int
@@ -246,16 +249,16 @@ class TrainingOptions(NamedTuple):
     """Settings of :func:`train_detector`.
 
     Attributes:
-        class_name: What the detector finds.
-        has_instances: Every id of a label is an object of its own; else all its non-zero pixels are one object.
-        epochs: Passes over the training part; the one with the best validation is kept. With 0, ``start`` is measured
-            as it is.
-        batch_size: Images a step.
+        class_name: The class that the detector finds.
+        has_instances: Every id of a label is a separate object; else all its non-zero pixels are one object.
+        epochs: Passes over the training part; the epoch with the best validation is kept. With 0, ``start`` is only
+            scored.
+        batch_size: Images per step.
         seed: Of the random weights, the order and the augmentation.
         device: "auto", "cpu" or "cuda".
-        is_upright: Objects have an up side (people): no vertical flips.
+        is_upright: Objects are never upside down (people): no vertical flips.
         mosaic: Share of training images composed of four, for small objects; none in the last quarter of the epochs.
-        start: Weights to begin with instead of random ones; their class head is left out if it has other classes.
+        start: Initial weights instead of random ones; their class head is left out if it has other classes.
         trust_pickle: ``start`` may be an ultralytics ``.pt`` file, which can run code when it is read.
         min_confidence: Of the trained detector, see :class:`YoloDetector`.
     """
@@ -279,7 +282,7 @@ def load_detector(
     trust_pickle: bool = False,
     box_choice: BoxChoice = "vote",
 ) -> YoloDetector:
-    """Read a detector, strictly, and make it fast; :func:`save_detector` does not take it any more.
+    """Read a detector, strictly, and fuse it for speed; :func:`save_detector` cannot write a fused one.
 
     Args:
         path: A file that :func:`save_detector` wrote, or an ultralytics ``.pt`` of a YOLOv8n with one class.
@@ -306,7 +309,8 @@ def load_detector(
     refuse_other_shapes(weights.state, detector.network.state_dict(), path.name, f"{what}; {_REMEDY}")
     detector.network.load_state_dict(weights.state)
     detector.fuse()
-    refuse_non_finite(detector.network.state_dict(), path.name, _REMEDY)  # a variance below zero shows here
+    # After fusing, because a negative variance of a batch norm becomes NaN only then.
+    refuse_non_finite(detector.network.state_dict(), path.name, _REMEDY)
     return detector
 
 
@@ -333,9 +337,9 @@ def train_detector(
     The same seed, items and machine give the same detector; torch, NumPy and Python are seeded on the way.
 
     Args:
-        train: Prepared items to learn from; their images' size becomes the detector's input size.
-        validation: Prepared items of the same size, to select the best epoch and to measure it.
-        options: Everything else.
+        train: Prepared items to train on; their image size becomes the detector's input size.
+        validation: Prepared items of the same size, to select the best epoch and to score it.
+        options: All further settings.
         on_progress: Called after every step and epoch.
 
     Raises:
@@ -346,7 +350,7 @@ def train_detector(
     options = options or TrainingOptions()
     _check_options(options)
     if len(train):
-        _check_input_size(train[0][Keys.IMAGE].shape[-1])  # before the work of writing all
+        _check_input_size(train[0][Keys.IMAGE].shape[-1])  # before all images are written
     network = _build_network(options.seed)
     if options.start is not None:
         _start_from(network, options.start, options.trust_pickle)
@@ -374,9 +378,9 @@ def train_detector(
 
 
 class _Training(DetectionTrainer):
-    """Ultralytics' trainer on a given network and folders, its best weights kept in memory.
+    """Ultralytics' trainer on a given network and folders, keeping the best weights in memory.
 
-    Its name avoids the word "Trainer", by which ultralytics decides to load its platform and logging integrations.
+    Its name avoids the word "Trainer", for which ultralytics would load its platform and logging integrations.
     """
 
     ema: Any  # ultralytics sets these to None first
@@ -406,7 +410,7 @@ class _Training(DetectionTrainer):
         self._step = 0
         self.best_state: Mapping[str, Tensor] = {}
         self.best_metrics: Mapping[str, float] = {}
-        with kept_threads():  # ultralytics takes all cores but one
+        with kept_threads():  # ultralytics sets torch's threads to the number of cores less one
             super().__init__(overrides=_ultralytics_settings(train, options))
         self.model = network
 
@@ -415,7 +419,7 @@ class _Training(DetectionTrainer):
         try:
             self._setup_train()  # type: ignore[no-untyped-call]
             batch = self.preprocess_batch(next(iter(self.train_loader)))
-            # What a validation expects of an epoch: its number, its loss and the names of the parts of it.
+            # A validation reads the epoch's number and loss, which no training step has set here.
             self.epoch, (loss, self.loss_items) = 0, self.ema.ema.loss(batch)
             self.loss = loss.sum()
             self.metrics, self.fitness = self.validate()  # type: ignore[no-untyped-call]
@@ -424,14 +428,14 @@ class _Training(DetectionTrainer):
             unset_deterministic()  # type: ignore[no-untyped-call]
 
     def get_dataset(self) -> dict[str, Any]:
-        """The data as it is: ultralytics' own check looks for a font and downloads it."""
+        """Return the data without ultralytics' check, which looks for a font and downloads it."""
         return self._data
 
     def setup_model(self) -> None:
-        """The network is there already."""
+        """Do nothing: the network was given."""
 
     def run_callbacks(self, event: str) -> None:
-        """Report progress; run nothing else, as the callbacks are statistics and loggers."""
+        """Report progress only: the callbacks of ultralytics are usage statistics and loggers."""
         if event == "on_train_epoch_start":
             self._step = 0
         elif event == "on_train_batch_end":
@@ -442,7 +446,7 @@ class _Training(DetectionTrainer):
             self._report(self.metrics["metrics/mAP50(B)"])
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Nothing: ultralytics would look for a checkpoint, which is a pickle; ours ends the training instead."""
+        """Do nothing: ultralytics would look for a checkpoint, a pickle; here a NaN ends the training instead."""
         return False
 
     def _refuse_divergence(self) -> None:
@@ -450,16 +454,16 @@ class _Training(DetectionTrainer):
             raise _divergence(f"the loss of epoch {self.epoch + 1} is {float(self.loss.detach())}", self._options)
 
     def save_model(self) -> bool:
-        """Keep the best weights (their moving average) in memory instead of a pickle on disk."""
+        """Keep the best weights (their moving average) in memory instead of writing a pickle."""
         if self.best_fitness == self.fitness:
             average = self.ema.ema.state_dict()
-            refuse_non_finite(average, f"the detector after epoch {self.epoch + 1}", _CALMER, ConfigError)
+            refuse_non_finite(average, f"the detector after epoch {self.epoch + 1}", _STABILITY_HINT, ConfigError)
             self.best_state = {name: compact(tensor) for name, tensor in average.items()}
             self.best_metrics = dict(self.metrics)
         return True
 
     def final_eval(self) -> None:
-        """Nothing: the best epoch has been measured, and ultralytics' last look reads a checkpoint file."""
+        """Do nothing: the best epoch is validated already, and ultralytics' own step reads a checkpoint file."""
 
     def _report(self, map50: float | None) -> None:
         loss = float(sum(self.tloss.values()))
@@ -469,7 +473,7 @@ class _Training(DetectionTrainer):
 
 def _divergence(what: str, options: TrainingOptions) -> ConfigError:
     start = "" if options.start is None else f", from other weights than {options.start.name}"
-    return ConfigError(f"the training has diverged: {what}; {_CALMER}{start}")
+    return ConfigError(f"the training has diverged: {what}; {_STABILITY_HINT}{start}")
 
 
 def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[str, Any]:
@@ -480,14 +484,15 @@ def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[s
         "imgsz": train.input_size,
         "epochs": max(1, options.epochs),
         "batch": options.batch_size,
-        "nbs": options.batch_size,  # a step of the optimiser each batch: few-shot sets have few of them
+        # Else ultralytics accumulates gradients up to 64 images per optimiser step, and few-shot sets have few of them.
+        "nbs": options.batch_size,
         "seed": options.seed,
         "device": "0" if _device(options.device) == "cuda" else "cpu",
         "workers": 0,
         "mosaic": options.mosaic,
         "close_mosaic": max(1, options.epochs // 4),
         "flipud": 0.0 if options.is_upright else 0.5,
-        "amp": False,  # its check downloads a network and an image
+        "amp": False,  # ultralytics' check of it downloads a network and an image
         "plots": False,
         "verbose": False,
     }
@@ -495,7 +500,7 @@ def _ultralytics_settings(train: YoloFolder, options: TrainingOptions) -> dict[s
 
 def _build_network(seed: int = 0) -> nn.Module:
     """YOLOv8n for one class with seeded random weights; torch's own random state is left alone."""
-    # A dict, as ultralytics would first look for a file of the architecture's name in the working directory.
+    # A dict, because for a name ultralytics would first look for such a file in the working directory.
     layers = YAML.load(ROOT / "cfg/models/v8/yolov8.yaml")  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -512,7 +517,7 @@ def _start_from(network: nn.Module, path: Path, trust_pickle: bool) -> None:
     lacking = [name for name in own if name not in fitting and _CLASS_HEAD not in name]
     if lacking:
         raise WeightsError(f"{path.name} is not a {ARCHITECTURE} (it lacks {lacking[0]}); start from another file")
-    if any(name not in fitting for name in own):  # other classes: a head that fits in parts is worth nothing
+    if any(name not in fitting for name in own):  # other classes: a head of which only some tensors fit is useless
         fitting = {name: tensor for name, tensor in fitting.items() if _CLASS_HEAD not in name}
     refuse_non_finite(fitting, path.name)
     network.load_state_dict(fitting, strict=False)
@@ -527,10 +532,10 @@ def _check_options(options: TrainingOptions) -> None:
 
 
 def _check_input_size(input_size: int) -> None:
-    if not 2 * STRIDE <= input_size <= MOST_PIXELS or input_size % STRIDE:
+    if not 2 * STRIDE <= input_size <= MAX_INPUT_SIZE or input_size % STRIDE:
         raise ConfigError(
             f"input_size = {input_size}; expected a multiple of {STRIDE} from {2 * STRIDE} to "
-            f"{MOST_PIXELS}, such as 256"
+            f"{MAX_INPUT_SIZE}, such as 256"
         )
 
 

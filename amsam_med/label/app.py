@@ -94,11 +94,11 @@ class AmSamLabelApp(MONAILabelApp):  # type: ignore[misc]  # MONAI Label carries
         return tasks | {f"{name}_interactive": ClickTask(model) for name, model in self._models.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """One trainer a model."""
+        """One trainer per model."""
         return {name: FewShotTrainTask(model) for name, model in self._models.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """The first, any, and one a model; ``doubt`` is that of the first model."""
+        """The first, any, and one per model; ``doubt`` is that of the first model."""
         doubts = {f"doubt_{name}": DoubtStrategy(model) for name, model in self._models.items()}
         return {"random": RandomStrategy(), "first": First(), "doubt": next(iter(doubts.values())), **doubts}
 

@@ -1,7 +1,7 @@
-"""Where a MONAI Label server has images and labels: in a folder, or on a DICOMweb server with a folder beside it.
+"""Datastores of a MONAI Label server: a folder, or a DICOMweb server with a local folder beside it.
 
-MONAI Label's own datastore of a folder does the bookkeeping. Here, what it writes is whole or not there, an upload is
-looked at before it is kept, and segmentations go to a DICOMweb server by this project's own writer.
+MONAI Label's own datastore of a folder does the bookkeeping. In addition, files are written atomically, uploads are
+checked before they are stored, and segmentations are written for a DICOMweb server by this project's own writer.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from amsam_med.label.volumes import VOLUMES, read_label
 PNG, DICOM = ".png", ".dcm"
 LABEL_ENDINGS = (PNG, ".tif", ".tiff", ".bmp", *VOLUMES)
 
-_FRESH_SECONDS = 5.0  # for which what a DICOMweb server has listed is taken for granted
+_FRESH_SECONDS = 5.0  # for which the result of a search on a DICOMweb server is reused
 _STUDY_LEVEL = ("StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "AccessionNumber", "StudyDescription")
 _NOTED = [
     int(pydicom.tag.Tag(name)) for name in ("ReferencedSeriesSequence", "SegmentSequence", "ContentDate", "ContentTime")
 ]
 _UID = r"(?=[0-9.]{1,64}(/|$))[0-9]+(\.[0-9]+)*"
-_MEMBER = re.compile(f"{_UID}/{_UID}/{_UID}")  # study, series and instance; they become names of files
+_MEMBER = re.compile(f"{_UID}/{_UID}/{_UID}")  # study, series, instance; checked, since they become file names
 _BY_PEOPLE = ("MANUAL", "SEMIAUTOMATIC")
 
 _log = logging.getLogger(__name__)
 
 
 class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carries no types
-    """A folder of pictures, with labels in ``labels/TAG/`` under their names.
+    """A folder of images, with labels of the same names in ``labels/TAG/``.
 
-    The folder may have been received from others. Its index is checked before it is used, images and labels that are
-    links to files outside the folder are left out, and nothing is written or removed through a link.
+    The folder may come from somebody else. Its index is checked before it is used, images and labels that are links to
+    files outside the folder are left out, and nothing is written or removed through a link.
 
     Args:
         folder: The folder.
         endings: Patterns of the names of images and labels.
-        is_watched: Whether files that come or go are noticed while the server runs.
-        is_read_only: Whether the index is left alone at the start.
+        is_watched: Whether added and removed files are noticed while the server runs.
+        is_read_only: Whether the index is not written at the start.
         follows_links: Whether images may be links to files outside the folder.
 
     Raises:
-        ConfigError: The index of the folder is damaged, or a place that the server writes to is a link.
+        ConfigError: The index of the folder is damaged, or a path that the server writes to is a link.
     """
 
     _config_ts: float
@@ -110,10 +110,10 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         return [pair for pair in pairs if all(self._is_inside(self._root / path) for path in pair.values())]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Keep an upload.
+        """Store an upload.
 
         Raises:
-            DataError: It is no picture, there is an image of that name, or the name is not a plain one.
+            DataError: It is not an image, an image of that name exists, or the name is not a plain file name.
         """
         path = Path(image_filename)
         if not path.name.lower().endswith(IMAGE_SUFFIXES):
@@ -123,17 +123,17 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         kept = self._root / f"{name}{ending}"
         if name in self.list_images() or kept.exists() or kept.is_symlink():
             raise DataError(f"there is an image {name!r} already; give another name, or remove it first")
-        image_size(path)
+        image_size(path)  # reads the header only, and raises for a file that is not an image
         note = {**self._checked_note(image_info, name), "ts": int(time.time()), "name": kept.name}
         with FileLock(self._lock_file):
-            with atomic_path(kept) as lent:
-                shutil.copyfile(image_filename, lent)
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(image_filename, temporary)
             self._datastore.objects[name] = ImageLabelModel(image=DataModel(info=note, ext=ending))
             self._update_datastore_file(lock=False)
         return name
 
     def remove_image(self, image_id: str) -> None:
-        """Remove an image and its labels; of a link, the link.
+        """Remove an image and its labels; if it is a link, only the link.
 
         Raises:
             ImageNotFoundException: There is no such image.
@@ -147,7 +147,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         self._unlink(self._root / f"{image_id}{image.image.ext}")
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove a label; of a link, the link.
+        """Remove a label; if it is a link, only the link.
 
         Raises:
             LabelNotFoundException: There is no such label.
@@ -159,7 +159,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         self._unlink(self._root / "labels" / label_tag / f"{label_id}{label.ext}")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label; the one before it is replaced as a whole.
+        """Store a label, replacing an earlier one atomically.
 
         Raises:
             ImageNotFoundException: There is no such image.
@@ -167,7 +167,8 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         """
         self._checked_label(image_id, Path(label_filename), label_tag)
         note = dict(_mapping(label_info or {}))
-        if isinstance(params := note.get("params"), Mapping):  # without the polygons of a mask that is kept anyway
+        # The polygons of the drawn mask are left out of the note, as the mask itself is stored.
+        if isinstance(params := note.get("params"), Mapping):
             note["params"] = {name: value for name, value in params.items() if name != "annotations"}
         note = self._checked_note(note, image_id)
         ending = next(ending for ending in LABEL_ENDINGS if label_filename.lower().endswith(ending))
@@ -176,41 +177,42 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         with FileLock(self._lock_file):
             labels = self._datastore.objects[image_id].labels
             before = labels.get(label_tag)
-            with atomic_path(path) as lent:
-                shutil.copyfile(label_filename, lent)
+            with atomic_path(path) as temporary:
+                shutil.copyfile(label_filename, temporary)
             labels[label_tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file(lock=False)
+            # Last, after the index names the new file: a killed process leaves both files, never none.
             if before is not None and before.ext != ending:
                 path.with_name(f"{image_id}{before.ext}").unlink(missing_ok=True)
         return image_id
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Note something about an image.
+        """Add to the note of an image.
 
         Raises:
             ImageNotFoundException: There is no such image.
-            DataError: It is not plain values, or too many.
+            DataError: The note holds other than plain values, or is too long.
         """
         known = self._datastore.objects.get(image_id)
         self._checked_note({**(known.image.info if known else {}), **_mapping(info)}, image_id)
         super().update_image_info(image_id, info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Note something about a label.
+        """Add to the note of a label.
 
         Raises:
             LabelNotFoundException: There is no such label.
-            DataError: It is not plain values, or too many.
+            DataError: The note holds other than plain values, or is too long.
         """
         known = self._datastore.label(label_id, label_tag)
         self._checked_note({**(known.info if known else {}), **_mapping(info)}, label_id)
         super().update_label_info(label_id, label_tag, info)
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """As MONAI Label's, in one place: an archive takes that of the one before.
+        """MONAI Label's archive of the data set, always at one path: each archive replaces the one before.
 
         Raises:
-            DataError: Nothing is labelled yet.
+            DataError: No image is labelled yet.
         """
         if not self.datalist():
             raise DataError("there is no labelled image yet; label one, then fetch the data set")
@@ -219,7 +221,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         return str(archive)
 
     def _checked_label(self, image_id: str, path: Path, tag: str) -> NDArray[np.uint8]:
-        """Class ids of a label ``(H, W)`` that fits its image."""
+        """Class ids ``(H, W)`` of a label, after checking that it has its image's size."""
         image = self.get_image_uri(image_id)
         if not image:
             raise ImageNotFoundException(f"there is no image {image_id!r}; GET /datastore lists those there are")
@@ -232,12 +234,12 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         return checked_note(_mapping(note or {}), name, Path(self._datastore_config_path))
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        """Name and ending of a file; MONAI Label's also cuts the ending out of the middle of a name."""
+        """Name and ending of a file; MONAI Label's own method also removes the ending from the middle of a name."""
         ending = str(super()._to_id(file)[1])
         return (file[: -len(ending)], ending) if ending and file.endswith(ending) else (file, "")
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
-        """Names of images or labels in a folder: files, in it, with names that can be shown and sent."""
+        """Names of images or labels in a folder: only files that lie in it and whose names are printable."""
         if not self._is_inside(Path(path)):
             self._leave_out(Path(path), "a link out of the folder of studies")
             return {}
@@ -245,7 +247,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         for name in super()._list_files(path, patterns):
             if name.startswith("."):
                 continue
-            if not name.isprintable():  # lone surrogates, which stand for bytes that are not UTF-8, are not
+            if not name.isprintable():  # names that are not UTF-8 have lone surrogates, which JSON cannot carry
                 self._leave_out(Path(path) / name, "a name that cannot be shown; rename it")
             elif not self._is_inside(Path(path) / name):
                 self._leave_out(Path(path) / name, "a link out of the folder of studies; copy it, or --follow-links")
@@ -254,7 +256,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         return found
 
     def _is_listed(self, name: str, image: ImageLabelModel) -> bool:
-        """Whether an image has one of the endings that images have; labels that have none are taken from it."""
+        """Whether an image has one of the allowed endings; labels with other endings are removed from it."""
         known = [*self._extensions, *(f"*{ending}" for ending in (*LABEL_ENDINGS, DICOM))]
         for tag, label in list(image.labels.items()):
             if not any(fnmatch.fnmatchcase(f"{name}{label.ext}", pattern) for pattern in known):
@@ -267,7 +269,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
             _log.warning("%s is left out: %s", ascii(path.name), why)
 
     def _remove_non_existing(self) -> int:
-        """As MONAI Label's; images and labels that are links out of the folder do not exist either."""
+        """As MONAI Label's, and also removes images and labels that are links out of the folder."""
         removed = int(super()._remove_non_existing())
         for name, image in list(self._datastore.objects.items()):
             if not self._is_inside(self._root / f"{name}{image.image.ext}"):
@@ -283,7 +285,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         return self._follows_links or path.resolve().is_relative_to(self._root)
 
     def _own_place(self, path: Path) -> Path:
-        """A path to write to or remove, if its folder is the server's own."""
+        """The path itself, after checking that its folder is not a link; for paths to be written or removed."""
         if path.parent != self._root and path.parent.is_symlink():
             raise DataError(f"labels/{path.parent.name} is a link; nothing is written or removed through links")
         return path
@@ -295,7 +297,7 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
         self.refresh()
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read the index where it has changed. A damaged one is an error at the start, and told in the log later."""
+        """Read the index if it has changed. A damaged one is an error at the start, and a warning in the log later."""
         path = Path(self._datastore_config_path)
         with FileLock(self._lock_file):
             changed = path.lstat().st_mtime if path.is_symlink() or path.exists() else self._config_ts
@@ -313,29 +315,29 @@ class FolderStudies(LocalDatastore):  # type: ignore[misc]  # MONAI Label carrie
             self._config_ts = changed
 
     def _update_datastore_file(self, lock: bool = True) -> None:
-        """Write the index; a killed process leaves the old one or the new one."""
+        """Write the index atomically: a killed process leaves the old one or the new one."""
         guard: AbstractContextManager[Any] = FileLock(self._lock_file) if lock else nullcontext()
         path = Path(self._datastore_config_path)
         with guard:
             content = self._datastore.model_dump(exclude={"base_path"})
-            with atomic_path(path) as lent:
-                lent.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
             self._config_ts = path.stat().st_mtime
 
 
 class DicomWebStudies(FolderStudies):
     """The images of a DICOMweb server.
 
-    An image's id is the UID of its series; in a series of several, each image has its own instance's UID. Final labels
-    are stored on the server, as segmentations that a person has reviewed, and those that are there count as labels.
-    Segmentations of an algorithm alone do not.
+    An image's id is its series' UID, or its instance's UID if the series has several images. Final labels are stored on
+    the server as segmentations that a person has reviewed, and such segmentations on the server count as labels.
+    Segmentations by an algorithm alone do not.
 
     Args:
         address: Base address of the server.
-        query: Which images, in DICOMweb's words; ``{}`` for all.
-        folder: Keeps images that were asked for, and labels.
-        meanings: Of classes 1, 2, ...
-        algorithm: That made the drafts.
+        query: Attributes of DICOMweb that select the images; ``{}`` for all.
+        folder: Local folder for labels and for images that were requested.
+        meanings: Meaning of classes 1, 2, ...
+        algorithm: The algorithm that made the drafts.
 
     Raises:
         DataError: The server does not answer, or refuses.
@@ -371,22 +373,22 @@ class DicomWebStudies(FolderStudies):
         return list(self._members)
 
     def get_image_uri(self, image_id: str) -> str:
-        """The image's file, fetched from the server where it is not at hand; empty for an unknown id."""
+        """The image's file, fetched from the server if it is not in the folder; empty for an unknown id."""
         self._list()
         if image_id not in self._members:
             return ""
         path = Path(self._datastore.image_path()) / f"{image_id}{DICOM}"
         with self._lock:
             if image_id not in self._datastore.objects or not path.is_file():
-                with atomic_path(path) as lent:
-                    lent.write_bytes(self._server.instance(self._members[image_id]))
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(self._server.instance(self._members[image_id]))
                 image = DataModel(ext=DICOM, info={"name": path.name, **self._uids(image_id)})
                 self._datastore.objects[image_id] = ImageLabelModel(image=image)
                 self._update_datastore_file()
         return str(path.resolve())
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of an image: its UIDs, and what was noted."""
+        """An image's UIDs and note."""
         self._list()
         known: dict[str, Any] = super().get_image_info(image_id)
         return {**(self._uids(image_id) if image_id in self._members else {}), **known}
@@ -398,7 +400,7 @@ class DicomWebStudies(FolderStudies):
         return [image for image in self._members if image in here or image in self._reviewed]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: Sequence[str] | None = None) -> list[str]:
-        """All other images."""
+        """Images without a final label."""
         labelled = set(self.get_labeled_images(label_tag, labels))
         return [image for image in self._members if image not in labelled]
 
@@ -413,13 +415,14 @@ class DicomWebStudies(FolderStudies):
         return pairs
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label; a final one is stored on the server first.
+        """Store a label; a final one is sent to the server first.
 
         Raises:
             ImageNotFoundException: There is no such image.
             DataError: The label does not fit, or the server does not take it.
         """
         info = dict(label_info or {})
+        # The server first: if it refuses, the label must not look as if it were stored there.
         if label_tag == DefaultLabelTag.FINAL:
             mask = self._checked_label(image_id, Path(label_filename), label_tag)
             source = Path(self.get_image_uri(image_id))
@@ -431,7 +434,7 @@ class DicomWebStudies(FolderStudies):
         return super().save_label(image_id, label_filename, label_tag, info)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Not here.
+        """Not supported.
 
         Raises:
             DataError: Always.
@@ -439,7 +442,7 @@ class DicomWebStudies(FolderStudies):
         raise DataError("the images are those of a DICOMweb server; store new ones there")
 
     def remove_image(self, image_id: str) -> None:
-        """Not here.
+        """Not supported.
 
         Raises:
             DataError: Always.
@@ -447,7 +450,7 @@ class DicomWebStudies(FolderStudies):
         raise DataError("the images are those of a DICOMweb server; remove them there")
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Forget a draft; final labels are on the server.
+        """Remove a draft; final labels are on the server.
 
         Raises:
             DataError: The label is a final one.
@@ -457,7 +460,7 @@ class DicomWebStudies(FolderStudies):
         super().remove_label(label_id, label_tag)
 
     def json(self) -> dict[str, Any]:
-        """All images, also those that nobody has asked for yet."""
+        """MONAI Label's index, including images that have not been fetched yet."""
         self._list()
         content: dict[str, Any] = super().json()
         unseen = {image: ImageLabelModel(image=DataModel(ext=DICOM, info=self._uids(image))) for image in self._members}
@@ -467,11 +470,11 @@ class DicomWebStudies(FolderStudies):
         }
 
     def _list(self) -> None:
-        """Ask the server which images and labels there are, unless that was a moment ago."""
+        """Search the server for images and labels, unless the last search was a moment ago."""
         with self._lock:
             if time.monotonic() - self._listed_at < _FRESH_SECONDS:
                 return
-            self._init_from_datastore_file()  # a training, which is another process, may have fetched labels
+            self._init_from_datastore_file()  # a training runs in another process and may have fetched labels
             found = [member for member in self._server.instances(self._query) if self._is_member(member)]
             of_series = Counter(member.rsplit("/", 1)[0] for member in found)
             self._members = {}
@@ -482,6 +485,7 @@ class DicomWebStudies(FolderStudies):
             by_instance = {member.rsplit("/", 1)[1]: image for image, member in self._members.items()}
             narrowed = {name: value for name, value in self._query.items() if name in _STUDY_LEVEL}
             segmentations = {one for one in self._server.segmentations(narrowed) if self._is_member(one)}
+            # Only new ones are read: the search does not tell who made a segmentation, its header does.
             for member in segmentations - self._known_segmentations:
                 self._note(member, by_instance)
             self._known_segmentations = segmentations
@@ -489,14 +493,14 @@ class DicomWebStudies(FolderStudies):
             self._listed_at = time.monotonic()
 
     def _is_member(self, member: str) -> bool:
-        """Whether UIDs are some; a server may send anything."""
+        """Whether "study/series/instance" are valid UIDs; a server may send anything, and they become file names."""
         is_one = bool(_MEMBER.fullmatch(member))
         if not is_one:
             self._leave_out(Path(ascii(member[:200])), "its UIDs are none")
         return is_one
 
     def _note(self, member: str, by_instance: Mapping[str, str]) -> None:
-        """Note a segmentation on the server if it is a person's, of one of the images."""
+        """Remember a segmentation on the server if a person made or reviewed it and it is of one of the images."""
         content = self._server.instance(member)
         try:
             header = read_header(io.BytesIO(content), _NOTED).dataset
@@ -507,7 +511,7 @@ class DicomWebStudies(FolderStudies):
             ]
             kinds = {str(segment.get("SegmentAlgorithmType")) for segment in header.get("SegmentSequence") or []}
             when = f"{header.get('ContentDate', '')}{header.get('ContentTime', '')}"
-        except Exception as error:  # values of a damaged dataset raise nearly anything when they are read
+        except Exception as error:  # pydicom parses values on access, and raises nearly anything for damaged ones
             _log.warning("The segmentation %s is left out: %s", member, error)
             return
         if len(instances) == 1 and instances[0] in by_instance and kinds and kinds <= set(_BY_PEOPLE):
@@ -515,7 +519,7 @@ class DicomWebStudies(FolderStudies):
             self._reviewed[image] = max(self._reviewed.get(image, ("", "")), (when, member))
 
     def _fetch_label(self, image: str, member: str) -> None:
-        """Take a label from the server; one that cannot be read is told in the log."""
+        """Fetch a label from the server; one that cannot be read becomes a warning in the log."""
         self.get_image_uri(image)
         instance = self._members[image].rsplit("/", 1)[1]
         try:
@@ -538,7 +542,7 @@ class DicomWebStudies(FolderStudies):
         return dict(zip(names, self._members[image_id].split("/"), strict=True))
 
     def _meanings_of(self, mask: NDArray[np.uint8], info: Mapping[str, Any]) -> list[SegmentMeaning]:
-        """Meanings of the classes of a label: by the names that a viewer sends with it, else in order."""
+        """Meanings of a label's classes: by the names that the viewer sent with it, otherwise in order."""
         named = {meaning.label: meaning for meaning in self._meanings}
         given = info.get("label_info")
         names = [str(one.get("name")) for one in given if isinstance(one, Mapping)] if isinstance(given, list) else []
@@ -549,7 +553,7 @@ class DicomWebStudies(FolderStudies):
 
 
 def _refuse_bombs(header: DicomHeader) -> None:
-    """Refuse a segmentation that would become far more in memory than it is now."""
+    """Refuse a segmentation that would take far more memory than its file has bytes."""
     if header.syntax == DeflatedExplicitVRLittleEndian:
         raise DataError("it is compressed as a whole; store it without")
     sides = [int(header.dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames")]

@@ -1,8 +1,8 @@
-"""The gate in front of the server: who may ask, how much, and how slowly.
+"""Middleware in front of the server: checks host, origin, size and speed of every request.
 
-A page of another site runs in its user's browser and so reaches a server that only that user's machine can reach: by
-a request that the browser sends for it (``Origin``, ``Sec-Fetch-Site``), or by a name of its own that it has point to
-this machine (``Host``). Both are refused here for every address of the server, and so are bodies without end.
+A page of another site runs in the user's browser and so can reach a server that only listens on the user's machine:
+through a cross-site request (``Origin``, ``Sec-Fetch-Site``), or through a host name of its own that it resolves to
+this machine (DNS rebinding, ``Host``). Both are refused here for all paths of the server, and so are endless bodies.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_LIMIT = 512 << 20
-"""Bytes that an upload may have."""
+"""The largest upload, in bytes."""
 TEXT_LIMIT = 1 << 20
-"""Bytes that any other request may have."""
+"""The largest body of any other request, in bytes."""
 UPLOADS_LIMIT = 2 * BODY_LIMIT
-"""Bytes of all uploads that are under way."""
+"""The most bytes of all uploads in progress together."""
 REQUESTS_AT_ONCE = 64
-"""Requests that may be under way; further ones are told to come again."""
+"""The most requests in progress; further ones are answered with status 429."""
 WAIT_SECONDS = 30.0
-"""For which the next part of a body, or a client that takes its answer, is waited for."""
+"""Timeout for the next part of a body, and for a client to take the next part of its answer."""
 LEAST_RATE = 16 << 10
-"""Bytes a second that a body must have on average, after the first wait."""
+"""Bytes per second that a body must have on average, after the first :data:`WAIT_SECONDS`."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_ANY = ("", "0.0.0.0", "::")  # addresses to listen on that stand for all  # noqa: S104  # compared with, not listened on
-_NAMES = ("image", "label", "id", "tag", "session_id")  # of a query, that may end up in a path
+_ANY = ("", "0.0.0.0", "::")  # addresses that mean all interfaces  # noqa: S104  # compared with, not listened on
+_NAMES = ("image", "label", "id", "tag", "session_id")  # entries of a query from which MONAI Label makes paths
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
@@ -45,11 +45,11 @@ _log = logging.getLogger(__name__)
 
 
 class Refusal(NamedTuple):
-    """Why a request is not answered.
+    """Why a request is refused.
 
     Attributes:
-        status: Of HTTP.
-        text: One sentence for people.
+        status: HTTP status.
+        text: One sentence for the user.
     """
 
     status: int
@@ -57,13 +57,12 @@ class Refusal(NamedTuple):
 
 
 class Gate:
-    """Lets requests through that belong here.
+    """ASGI middleware that passes on allowed requests and refuses all others.
 
     Args:
-        app: What is behind it.
-        hosts: What clients may call this server, with the port where it is not the protocol's own; see
-            :func:`hosts_of`.
-        origins: Sites whose pages may use it, besides its own.
+        app: The application behind it.
+        hosts: Allowed values of the header ``Host``; see :func:`hosts_of`.
+        origins: Sites whose pages may use the server, besides its own.
         is_remote: Whether the studies are on a DICOMweb server, which viewers reach through this one.
     """
 
@@ -74,7 +73,7 @@ class Gate:
         self._under_way = self._uploaded = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or have it answered."""
+        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -97,12 +96,13 @@ class Gate:
         async def answer(message: Message) -> None:
             nonlocal is_answered
             if body.refusal is not None and not is_answered:
-                return  # what the app makes of the half of a body
+                return  # the app's own error about half a body; the client gets the refusal instead
             if message["type"] == "http.response.start":
                 is_answered = True
                 own = {name for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *((n, v) for n, v in self._headers() if n not in own)]
-            await asyncio.wait_for(send(message), WAIT_SECONDS)  # a client that does not take it holds its place
+            # Without a timeout, clients that never read their answer could hold all places of REQUESTS_AT_ONCE.
+            await asyncio.wait_for(send(message), WAIT_SECONDS)
 
         try:
             await self.app(scope, body.receive, answer)
@@ -120,7 +120,7 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
-        if (refusal := self._stranger(scope, headers)) is not None:
+        if (refusal := self._host_or_origin_refusal(scope, headers)) is not None:
             return refusal
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if wrong := next((name for name, value in query if name in _NAMES and _is_path(value)), None):
@@ -134,8 +134,8 @@ class Gate:
             return Refusal(429, f"{self._under_way} requests are being answered; ask again in a while")
         return None
 
-    def _stranger(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        """Why whoever asks does not belong here."""
+    def _host_or_origin_refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Why a request with this host or origin is refused; None if it is allowed."""
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if host not in self.hosts and host not in _own_addresses(scope):
             name = ascii(host)[1:-1][:80]
@@ -146,7 +146,9 @@ class Gate:
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin in self.origins:
             return None
+        # Programs other than browsers send neither header and pass: they cannot be used by a page of another site.
         site, mode = headers.get(b"sec-fetch-site", b"none"), headers.get(b"sec-fetch-mode", b"")
+        # A link on another page may lead here: the user sees the answer, and that page cannot read it.
         is_followed_link = mode == b"navigate" and scope["method"] == "GET"
         if (origin and origin not in (f"http://{host}", f"https://{host}")) or not (
             site in (b"none", b"same-origin") or is_followed_link
@@ -162,7 +164,7 @@ class Gate:
 
 
 class _Body:
-    """The body of a request as it comes in: not too much, not too slowly."""
+    """The body of a request as it comes in, with limits on its size and its slowness."""
 
     def __init__(self, gate: Gate, receive: Receive, is_upload: bool) -> None:
         self._gate, self._receive, self._limit = gate, receive, BODY_LIMIT if is_upload else TEXT_LIMIT
@@ -171,14 +173,16 @@ class _Body:
         self.refusal: Refusal | None = None
 
     async def receive(self) -> Message:
-        """The next part; a disconnect where there is a reason to refuse the rest."""
-        if self._is_whole:  # what is waited for now is that the client goes away
+        """The next part; a disconnect message once the rest is refused."""
+        if self._is_whole:  # the app now waits for the client to disconnect, which may take any time
             return await self._receive()
+        # A timeout per part is not enough: a byte every 29 seconds would keep a request open for ever.
         patience = self._start + WAIT_SECONDS + self.taken / LEAST_RATE - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, min(WAIT_SECONDS, patience)))
         except TimeoutError:
             return self._refuse(408, "the request came in too slowly; send it again")
+        # Counted as received, since Content-Length may be missing or wrong.
         length = len(message.get("body", b""))
         self.taken += length
         self._gate._uploaded += length
@@ -195,15 +199,15 @@ class _Body:
 
 
 def hosts_of(address: str, port: int, named: Iterable[str] = ()) -> set[str]:
-    """What a server may be called in the header ``Host``.
+    """The values of the header ``Host`` that a server accepts.
 
     Args:
-        address: That it listens on.
-        port: That it listens on.
+        address: The address that it listens on.
+        port: The port that it listens on.
         named: Names or addresses that the user trusts, with or without a port.
     """
     own = _LOOPBACK if address in _ANY else (*_LOOPBACK, _bracketed(address.lower()))
-    hosts = {f"{name}:{port}" for name in own} | set(own)  # libraries of DICOMweb leave the port out
+    hosts = {f"{name}:{port}" for name in own} | set(own)  # some DICOMweb libraries leave the port out of Host
     for name in named:
         plain = _bracketed(name.lower())
         hosts |= {plain, f"{plain}:{port}"}
@@ -218,7 +222,7 @@ def _bracketed(address: str) -> str:
 
 
 def _own_addresses(scope: Scope) -> Iterable[str]:
-    """The address of this machine that a client has reached: no site can have that as its name."""
+    """The IP address of this machine that the client has connected to; safe, as no site's name can be an address."""
     server: tuple[str, int | None] | None = scope.get("server")
     return () if server is None else (_bracketed(server[0]), f"{_bracketed(server[0])}:{server[1]}")
 
@@ -235,6 +239,6 @@ def _is_path(value: str) -> bool:
 async def _answer(send: Any, refusal: Refusal) -> None:
     body = json.dumps({"detail": refusal.text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *_HEADERS]
-    headers += [(b"connection", b"close")]  # the rest of a body is not waited for
+    headers += [(b"connection", b"close")]  # so that the rest of a refused body is not waited for
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

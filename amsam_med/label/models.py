@@ -1,4 +1,4 @@
-"""The model in use for one bundle: its versions on disk, and the opened model of the newest good one.
+"""The model of one bundle on the label server: its trained versions on disk, and the opened model of the current one.
 
 Versions are folders ``0001``, ``0002``, ... beside ``current.json``, which names the one in use. That file is replaced
 as a whole, and an adapter is complete before it is named, so a reader sees the old version or the new one.
@@ -96,11 +96,11 @@ class Found(NamedTuple):
 
     Attributes:
         mask: Class ids, uint8 ``(H, W)``.
-        facts: How the network came to it: where the box is from and how sure it is, what the network thinks of its mask
-            (``predicted_iou``, ``certainty``, in [0, 1]), and the flags of a result in doubt.
+        facts: Source and confidence of the box, the mask's ``predicted_iou`` and ``certainty`` in [0, 1], and the flags
+            of a doubtful result.
         box_in_original: float32 ``(4,)``, xyxy pixels of the picture; None where no box was used.
         version: Of the adapter; 0 for the model that came with the bundle.
-        labels: What the classes mean and which weights drew them.
+        labels: Meanings of the classes and digests of the weights.
     """
 
     mask: NDArray[Any]
@@ -111,11 +111,11 @@ class Found(NamedTuple):
 
 
 class LabelModel:
-    """The model of one bundle, and how it learns from labels.
+    """The model of one bundle, with segmentation and training.
 
     Args:
         bundle: Name or folder.
-        folder: Where the versions are kept; made where it is missing.
+        folder: Where the versions are kept; created if missing.
         base: Name of the base to begin with, untrained; None for the bundle's own model.
         device: As for ``amsam segment``.
         cache_folder: Keeps images as training encodes them; within ``folder`` by default.
@@ -138,12 +138,12 @@ class LabelModel:
         self._untrained_adapter: Path | None = None
         self._looked_at: dict[Path, tuple[int, str]] = {}  # an adapter's time of change, and what is wrong with it
         self._encoded: OrderedDict[str, PreparedImage] = OrderedDict()
-        # One thread computes, with one of torch's: results are those of the command line, and a training beside it on
-        # the cores left does not slow both down many times over.
+        # A single thread computes, with one of torch's threads: results equal those of the command line, and a
+        # concurrent training on the other cores does not slow both down many times over.
         self._pool = single_threaded_pool(1)
 
     def current(self) -> Version | None:
-        """The version in use; None while it is the model to begin with.
+        """The version in use; None if it is the initial model.
 
         Raises:
             WeightsError: The record of it is malformed, or leads elsewhere.
@@ -154,7 +154,7 @@ class LabelModel:
         return self._version(path, f"delete {CURRENT} of {self.bundle} to begin anew")
 
     def segment(self, path: Path) -> Found:
-        """Segment a picture without a prompt: the mask that ``amsam segment`` draws, bit for bit.
+        """Segment a picture without a prompt; the mask is bit-identical to that of ``amsam segment``.
 
         Raises:
             DataError: The file is not one picture.
@@ -162,7 +162,7 @@ class LabelModel:
         return self._pool.submit(self._segment, path).result()
 
     def segment_prompted(self, path: Path, clicks: Clicks) -> Found:
-        """Segment what a person points at; a picture is encoded once, however many clicks there are.
+        """Segment a picture with a user's prompts; it is encoded once, however many clicks follow.
 
         Raises:
             DataError: The file is not one picture, there is no prompt, or a point is outside the picture.
@@ -170,11 +170,11 @@ class LabelModel:
         return self._pool.submit(self._segment_prompted, path, clicks).result()
 
     def doubt(self, path: Path) -> float:
-        """How unsure the model is of a picture, 0..1.
+        """The uncertainty of the model about a picture, 0..1.
 
-        The mean of three: what the mask lacks in certainty, the detector in confidence, and the masks of the picture
-        and of its mirror image in Dice with each other. With ``predicted_iou`` in place of the certainty it follows the
-        true Dice less closely.
+        The mean of three values, each subtracted from 1: the mask's certainty, the detector's confidence, and the Dice
+        between the masks of the picture and of its mirror image. With ``predicted_iou`` instead of the certainty, it
+        follows the true Dice less closely.
         """
         return self._pool.submit(self._doubt, path).result()
 
@@ -198,7 +198,7 @@ class LabelModel:
         if lock.is_symlink() or (lock.exists() and not lock.is_file()):
             raise WeightsError(f"{LOCK} of {self.bundle} is not a file of its own; delete it")
         try:
-            with FileLock(lock, blocking=False):  # the system lets go of a killed process' lock
+            with FileLock(lock, blocking=False):  # the system releases the lock of a killed process
                 return self._learn(examples, progress)
         except Timeout:
             raise DataError(f"{self.bundle} is being trained by another process; try again when it is done") from None
@@ -224,7 +224,7 @@ class LabelModel:
         """All versions that were trained here, in order; the log names those that cannot be used."""
         found = []
         for folder in self._version_folders():
-            if not (folder / VERSION).exists():  # the base without training, or a training that was ended
+            if not (folder / VERSION).exists():  # the base without training, or an interrupted training
                 continue
             try:
                 version = self._version(folder / VERSION, "delete the folder")
@@ -253,7 +253,7 @@ class LabelModel:
         return Version(**{**record.model_dump(), "adapter": adapter})
 
     def _fault(self, adapter: Path) -> str:
-        """What is wrong with an adapter; mostly empty. It is looked at once, unless it changes."""
+        """What is wrong with an adapter; usually empty. It is looked at once, unless it changes."""
         changed = adapter.stat().st_mtime_ns
         if self._looked_at.get(adapter, (0, ""))[0] != changed:
             try:
@@ -350,7 +350,7 @@ class LabelModel:
 
 
 def own_folder(path: Path) -> Path:
-    """The folder, made where it is missing.
+    """The folder, created if missing.
 
     Raises:
         WeightsError: It is a link, or a file.

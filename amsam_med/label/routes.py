@@ -1,8 +1,8 @@
-"""The addresses of the server: those of MONAI Label that belong to the studies, with plain answers to wrong requests.
+"""The routes of the server: the useful ones of MONAI Label, with one-sentence answers to invalid requests.
 
-MONAI Label answers a wrong request with status 500 and a traceback, and has addresses that have no use here: logs,
-model files, sessions of uploads, reloading. Of its functions only the named ones are served, one after another in a
-thread of their own, so that connections are looked after while an image is segmented.
+MONAI Label answers an invalid request with status 500 and a traceback, and has routes that are not needed here: logs,
+model files, upload sessions, reloading. Only the functions named here are served, one at a time in a separate thread,
+so that the event loop serves connections while an image is segmented.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _taking_turns(router: APIRouter, turn: asyncio.Lock) -> APIRouter:
 
 
 def _ended(answer: Coroutine[Any, Any, Any]) -> Any:
-    """What a function of MONAI Label returns that is marked as asynchronous, but waits for nothing."""
+    """The result of a function of MONAI Label that is declared ``async`` but never awaits anything."""
     try:
         answer.send(None)
     except StopIteration as end:
@@ -179,7 +179,7 @@ def _asked_on(path: str) -> Response:
 
 
 def _mend_monailabel() -> None:
-    """Put right what would do harm within MONAI Label's own functions."""
+    """Replace harmful behaviour inside MONAI Label's own functions."""
     auth.jwt = types.SimpleNamespace(decode=_claims)
     auth.from_token = functools.partial(_user_of, auth.from_token)
     infer.binary_to_image = _no_scribbles
@@ -276,7 +276,7 @@ def _images_of(given: Mapping[str, Any], app: Any) -> int:
 
 
 def _answer_plainly(app: FastAPI) -> None:
-    """Say in an answer what is wrong with a request, in one sentence, without paths of this machine."""
+    """Answer invalid requests with one sentence, without paths of this machine."""
 
     def on(kind: type[Exception], answer: Callable[[Any], tuple[int, str]]) -> None:
         async def handle(_: Request, error: Exception) -> JSONResponse:

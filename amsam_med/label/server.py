@@ -1,7 +1,7 @@
-"""MONAI Label's server with our app, closed to what does not belong to the studies.
+"""MONAI Label's server with this project's app, restricted to what the studies need.
 
-``routes.py`` has its addresses, ``gate.py`` says who may ask and how much. Settings of MONAI Label itself
-(``MONAI_LABEL_*`` environment variables) hold as ever; a file of settings is not read.
+``routes.py`` has its routes, ``gate.py`` checks who may send which requests. MONAI Label's own settings
+(``MONAI_LABEL_*`` environment variables) are still used; a settings file is not read.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def serve(
         DataError: The DICOMweb server does not answer.
     """
     with ExitStack() as stack:
-        sweep_scratch()  # uploads that a killed server has left
+        sweep_scratch()  # removes uploads that a killed server has left
         scratch = str(stack.enter_context(scratch_folder()))
         stack.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
-        tempfile.tempdir = scratch  # uploads go where nothing else lies
+        tempfile.tempdir = scratch  # uploads are stored in a folder without other files
         studies, conf = _located(studies, _absolute(conf))
         app_folder = Path(scratch) / "app"
         app_folder.mkdir()
@@ -92,7 +92,7 @@ def serve(
         from amsam_med.label.gate import hosts_of
 
         app = guarded_app(hosts_of(host, port, allowed_hosts), allowed_origins)
-        app_instance()  # says what is wrong with the studies before anything starts
+        app_instance()  # raises errors of the studies before the server starts
         uvicorn.run(
             app,
             host=host,
@@ -150,7 +150,7 @@ def guarded_app(hosts: Iterable[str], origins: Iterable[str] = ()) -> ASGIApp:
 
 
 def _patient_protocol() -> type:
-    """HTTP for uvicorn that waits for the head of a request, but not without end."""
+    """The HTTP protocol of uvicorn with a timeout for the head of a request."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -170,7 +170,7 @@ def _patient_protocol() -> type:
             self._watch()
 
         def _watch(self) -> None:
-            """A clock runs while a head is not whole; it is not set back by a part of one."""
+            """Run a timer until a head is complete; further parts of it do not reset the timer."""
             is_waiting = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
             if is_waiting and self._wait is None:
                 self._wait = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
@@ -206,7 +206,7 @@ def _located(studies: str, conf: Mapping[str, str]) -> tuple[str, Mapping[str, s
         return str(Path(studies).resolve()), conf
     url = urlsplit(studies)
     address, query = urlunsplit((url.scheme, url.netloc, url.path.rstrip("/"), "", "")), dict(parse_qsl(url.query))
-    next(DicomWeb(address).instances({**query}), None)  # says what is wrong with it before anything starts
+    next(DicomWeb(address).instances({**query}), None)  # raises errors of the server before anything starts
     return address, {"folder": str(local_folder(address)), **conf, "query": json.dumps(query)}
 
 
@@ -220,13 +220,13 @@ def _settings(studies: str, conf: Mapping[str, str], port: int, app_folder: Path
         "MONAI_LABEL_SERVER_PORT": str(port),
         "TMPDIR": str(app_folder.parent),
         "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in searched if place),
-        "PYTHONSAFEPATH": "1",  # a training looks for modules where they are installed alone
+        "PYTHONSAFEPATH": "1",  # a training must import installed modules only, none from the folder of studies
         "MONAI_LABEL_SESSIONS": "false",
     }
     endings = [f"*{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
     defaults = {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(endings),
-        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a look at all images after each one would take the CPU
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # scoring all images after each label would take the CPU
         "MONAI_LABEL_PROJECT_NAME": "AM-SAM Med, MONAI Label",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }

@@ -1,4 +1,4 @@
-"""What a MONAI Label server offers of a model: segmentation, clicks, training, and which image comes next."""
+"""MONAI Label's tasks for a model: segmentation, prompts, training, and the choice of the next image to label."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SegmentTask(InferTask):  # type: ignore[misc]  # MONAI Label carries no ty
         return str(_write(found, path, _ending(request, path))), params
 
     def find(self, path: Path, request: Mapping[str, Any]) -> Found:
-        """What the model finds; in a part of the picture, if a viewer of slides names one."""
+        """Segment the picture, or the part of it that a viewer of slides names."""
         if (region := _region(request, path)) is not None:
             return self.model.segment_prompted(path, Clicks(region))
         return self.model.segment(path)
@@ -122,7 +122,7 @@ class ClickTask(SegmentTask):
         self.description = f"AM-SAM, by box and points: {', '.join(model.labels)}"
 
     def find(self, path: Path, request: Mapping[str, Any]) -> Found:
-        """What the model finds where a person points; without any prompt, what it finds by itself."""
+        """Segment the picture with the user's prompts, or without a prompt if there are none."""
         box = _numbers(request.get("roi"), "roi") or list(_region(request, path) or ())
         foreground, background = (_points(request.get(name), name) for name in ("foreground", "background"))
         if not (box or foreground or background):
@@ -162,7 +162,7 @@ class FewShotTrainTask(TrainTask):  # type: ignore[misc]  # MONAI Label carries 
         Raises:
             DataError: There are too few labels, or one cannot be used.
         """
-        set_threads(max(1, torch.get_num_threads() - 1))  # the server goes on answering on the core left
+        set_threads(max(1, torch.get_num_threads() - 1))  # one core is left for the server's answers
         with tempfile.TemporaryDirectory() as scratch:
             examples = [_example(pair, Path(scratch), index) for index, pair in enumerate(datastore.datalist())]
             _log.info("Training on %d labelled images", len(examples))
@@ -208,7 +208,7 @@ class BatchTask:
 
 
 class RandomStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
-    """Any unlabelled image, rather one that was not chosen lately."""
+    """A random unlabelled image, with a lower probability for images that were chosen recently."""
 
     def __init__(self) -> None:
         super().__init__("Any image without a label")
@@ -220,12 +220,12 @@ class RandomStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no 
             return None
         notes = [datastore.get_image_info(image).get("strategy", {}).get(request["strategy"], {}) for image in images]
         weights = [max(1, int(time.time()) - note.get("ts", 0)) for note in notes]
-        ((image, weight),) = random.choices(list(zip(images, weights, strict=True)), weights)  # noqa: S311  # a draw, no secret
+        ((image, weight),) = random.choices(list(zip(images, weights, strict=True)), weights)  # noqa: S311  # a draw, not cryptography
         return {"id": image, "weight": weight}
 
 
 class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no types
-    """The unlabelled image that the model is least sure of.
+    """The unlabelled image with the highest uncertainty of the model.
 
     Args:
         model: What doubts.
@@ -242,7 +242,7 @@ class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no t
         used = self.model.current()
         number = 0 if used is None else used.number
         unknown = [image for image in images if (image, number) not in self._doubts]
-        for image in random.Random(0).sample(unknown, min(ASKED_AT_ONCE, len(unknown))):  # noqa: S311  # a draw, no secret
+        for image in random.Random(0).sample(unknown, min(ASKED_AT_ONCE, len(unknown))):  # noqa: S311  # a draw, not cryptography
             self._doubts[image, number] = _doubt(self.model, datastore, image)
         known = [(self._doubts[image, number], image) for image in images if (image, number) in self._doubts]
         if not known:
@@ -252,7 +252,7 @@ class DoubtStrategy(Strategy):  # type: ignore[misc]  # MONAI Label carries no t
 
 
 class DiceScoring(ScoringMethod):  # type: ignore[misc]  # MONAI Label carries no types
-    """How much of first drafts a person kept: the Dice of labels of two kinds."""
+    """The agreement of first drafts with the labels that a person made of them: their Dice."""
 
     def __init__(self) -> None:
         super().__init__("Dice of drafts with final labels")
@@ -331,8 +331,8 @@ def _write(found: Found, source: Path, ending: str) -> Path:
     """A file with the mask: PNG and DICOM as ``amsam segment`` writes them, or a volume of one slice with class ids."""
     if ending == DICOM and not is_dicom(source):
         raise DataError(f"a DICOM segmentation refers to a DICOM image, which {source.name} is not; ask for {PNG}")
-    with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as lent:
-        path = Path(lent.name)
+    with tempfile.NamedTemporaryFile(suffix=ending, delete=False) as temporary:
+        path = Path(temporary.name)
     if ending == PNG:
         write_mask_png(found.mask, path)
     elif ending == DICOM:

@@ -1,8 +1,8 @@
-"""Labels as viewers of volumes send them: one slice of class ids, in NRRD or NIfTI.
+"""Labels as volume viewers send them: one slice of class ids, in NRRD or NIfTI.
 
-A header of either format may say that the pixels lie in another file, which a library of images would open, whatever
-it is; and it may promise more of them than there is memory. So a header is read entry by entry here: what it may say
-stands in this file, everything else is refused, and pixels are unpacked up to what it promised.
+A header of either format may name another file for the pixels, which an imaging library would open, whatever it is; and
+it may promise more pixels than fit into memory. So headers are parsed here entry by entry: only known entries are
+allowed, and no more pixels are unpacked than the header promised.
 """
 
 from __future__ import annotations

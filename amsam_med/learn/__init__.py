@@ -1,4 +1,4 @@
-"""Few-shot training: the loss, the two levels and their gradients, and embeddings that are computed once."""
+"""Few-shot training: the loss, the two levels and their gradients, and a cache of embeddings."""
 
 from amsam_med.learn.cache import EmbeddingCache, EncodedDataset, ViewSampler
 from amsam_med.learn.handler import BiLevelHandler, SeedHandler

@@ -1,8 +1,8 @@
-"""Embeddings that are computed once.
+"""A cache of image embeddings, and the data set of encoded images.
 
 The image encoder is frozen, so the same image always has the same embedding. :class:`EmbeddingCache` keeps embeddings
-in memory or in a folder, under a key made of the image and of the encoder; :class:`EncodedDataset` encodes a few-shot
-data list and views of it before training starts, so that an epoch costs the decoder alone.
+in memory or in a folder, under a key made from the image and the encoder. :class:`EncodedDataset` encodes a few-shot
+data list and its views before training starts, so an epoch runs the decoder only.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ VIEW = "view"
 INDEX = "index"
 """int: the item's position in the data list."""
 HAS_BOX = "has_box"
-"""bool: whether the network is shown the item's box."""
+"""bool: whether the network is given the item's box."""
 
 CACHE_FORMAT = 1
-"""Part of every key: raise it when an encoder's code changes so that equal weights give other embeddings."""
+"""Part of every key: raise it when a change of an encoder's code changes the embeddings from equal weights."""
 ENTRY = "embedding"
 
 
 class EmbeddingCache:
     """Embeddings of a frozen encoder, each computed at most once.
 
-    A key is the sha256 of the image (values, dtype and shape) under the sha256 of the encoder (class, parameters and
-    buffers). Other weights therefore mean other keys, also when they change during the cache's life (unless written
-    through ``.data``, which leaves no trace); what another encoder left in the folder is neither used nor removed. A
-    folder may come from somebody else: its files are tensors alone, and one that no encoder can have written is encoded
-    anew.
+    A key is the sha256 of the image (values, dtype and shape) below the sha256 of the encoder (class, parameters and
+    buffers). So other weights have other keys, even if they change while the cache exists (except by writing through
+    ``.data``, which torch does not record). Files of other encoders in the folder are neither used nor removed. A
+    folder may come from somebody else: its files hold only tensors, and an entry that is not a finite float32 embedding
+    is encoded anew.
 
     Args:
         encoder: Images float32 ``(B, 3, S, S)`` in [0, 1] to embeddings ``(B, 256, h, w)``. It runs on its own device,
-            in evaluation mode and without gradients; its modes are put back afterwards.
+            in evaluation mode and without gradients; its modes are restored afterwards.
         folder: Where to keep embeddings between runs, one file each; None for memory. Several processes may share it.
-        batch_size: Images that the encoder sees at once.
+        batch_size: Images per batch of the encoder.
 
     Raises:
         ConfigError: A batch size below 1.
@@ -82,10 +82,10 @@ class EmbeddingCache:
         return torch.stack(self.entries(images))
 
     def entries(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`get`, one float32 ``(256, h, w)`` an image; from a folder they are memory-mapped, not copied."""
+        """As :meth:`get`, one float32 ``(256, h, w)`` per image; from a folder they are memory-mapped, not copied."""
         keys = [f"{self._current_encoder_key()}/{_image_key(image)}" for image in images]
         embeddings = {key: stored for key in set(keys) if (stored := self._store.read(key)) is not None}
-        # A dict: equal images are encoded once.
+        # A dict, so that equal images in one call are encoded once: a blank image has eight equal views.
         missing = [*{key: image for key, image in zip(keys, images, strict=True) if key not in embeddings}.items()]
         for start in range(0, len(missing), self.batch_size):
             batch_keys, batch = zip(*missing[start : start + self.batch_size], strict=True)
@@ -100,7 +100,9 @@ class EmbeddingCache:
         return embeddings.float().cpu()
 
     def _current_encoder_key(self) -> str:
-        """The encoder's hash, taken again when a tensor of it was replaced or written to."""
+        """The encoder's sha256, computed again when one of its tensors was replaced or written to."""
+        # Hashing a large encoder takes a second. Torch raises a tensor's _version at every in-place write, so address
+        # and version together show cheaply whether the hash is still valid.
         tensors = [*self.encoder.parameters(), *self.encoder.buffers()]
         seen = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if seen != self._weights_seen:
@@ -109,9 +111,9 @@ class EmbeddingCache:
 
 
 class PrepareBoxes(PrepareBatchExtraInput):
-    """MONAI's ``prepare_batch`` that gives the network an image's box, unless it is withheld.
+    """MONAI's ``prepare_batch`` that passes the boxes to the network, unless they are withheld (``box_dropout``).
 
-    The network takes a box for all images of a batch or for none, so the batch's first item decides.
+    The network takes boxes for all images of a batch or for none, so the batch's first item decides.
     """
 
     def __init__(self) -> None:
@@ -124,7 +126,7 @@ class PrepareBoxes(PrepareBatchExtraInput):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
-        """Images, labels, no further arguments, and ``{"boxes": float (B, 4)}`` or nothing by name."""
+        """Images, labels, no positional arguments, and ``{"boxes": float (B, 4)}`` or ``{}`` as keyword arguments."""
         image, label, _, named = super().__call__(batchdata, device, non_blocking, **kwargs)
         is_shown = HAS_BOX not in batchdata or bool(batchdata[HAS_BOX][0])  # other data sets withhold nothing
         return image, label, (), named if is_shown else {}
@@ -133,31 +135,31 @@ class PrepareBoxes(PrepareBatchExtraInput):
 class _Case(NamedTuple):
     """One element of the data list, encoded."""
 
-    embeddings: list[Tensor]  # one float32 (256, h, w) a view
+    embeddings: list[Tensor]  # one float32 (256, h, w) per view
     boxes: Tensor  # float32 (views, 4), xyxy pixels of the model input, in the frame of each view
     label: Tensor  # uint8 (1, S, S), view 0
 
 
 class EncodedDataset(Dataset[dict[str, Any]]):
-    """A data list whose images, and their views, went through the encoder when the dataset was built.
+    """A data list whose images and their views are encoded when the dataset is built.
 
     An item is ``{"image": embedding float32 (256, h, w), "label": uint8 (1, S, S), "box": float32 (4,) xyxy pixels of
-    the model input, "view": int, "index": int, "has_box": bool}``; items of the same case follow each other. The
-    embedding is the stored one, not a copy: do not write to it.
+    the model input, "view": int, "index": int, "has_box": bool}``; items of the same case are adjacent. The embedding
+    is the stored one, not a copy: do not write to it.
 
     Args:
         data: What ``transform`` takes, such as ``{"image": path, "label": path}``.
-        transform: To ``{"image": float32 (3, S, S) in [0, 1], "label": (1, S, S) class ids}``; applied once, so nothing
-            in it may be random.
+        transform: To ``{"image": float32 (3, S, S) in [0, 1], "label": (1, S, S) class ids}``. It is applied once, so
+            it must not be random.
         encoder: See :class:`EmbeddingCache`.
         detector: Finds the box in each view's image; without one the box is the label's (the whole image's for an empty
             label).
         views: "all" for the eight flips and rotations of each image, "mirror" for the image and its left-right mirror,
             "none" for the image alone.
         folder: See :class:`EmbeddingCache`.
-        box_jitter: See ``amount`` of :func:`amsam_med.boxes.jitter_boxes`; drawn anew for each item from torch's global
+        box_jitter: See ``amount`` of :func:`amsam_med.boxes.jitter_boxes`; drawn for each item from torch's global
             generator. 0 leaves boxes as they are.
-        box_dropout: Share of items in [0, 1] whose box is withheld; drawn as ``box_jitter`` is.
+        box_dropout: Share of items in [0, 1] whose box is withheld; drawn from the same generator.
         progress: Called with (encoded cases, all cases) after each batch of cases.
 
     Raises:
@@ -207,7 +209,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             Keys.BOX: box[0].clone(),
             VIEW: view,
             INDEX: index,
-            # Nothing is drawn where nothing can be withheld, so that such trainings keep their random numbers.
+            # No number is drawn if none is needed: trainings without dropout keep the random numbers they always had.
             HAS_BOX: self.box_dropout == 0 or float(torch.rand(())) >= self.box_dropout,
         }
 
@@ -219,7 +221,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         detector: BoxDetector | None,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[_Case]:
-        cases_at_once = max(1, cache.batch_size // self.view_count)
+        cases_at_once = max(1, cache.batch_size // self.view_count)  # all views of a case are stacked into one batch
         for start in range(0, len(data), cases_at_once):
             pairs = [_load(transform, data[i], i) for i in range(start, min(start + cases_at_once, len(data)))]
             views = torch.stack([view_image(image, view) for image, _ in pairs for view in self.views])
@@ -243,16 +245,16 @@ class EncodedDataset(Dataset[dict[str, Any]]):
 
 
 class ViewSampler(DistributedSampler[int]):
-    """One view of each case an epoch, in a new order: what comes is a pure function of the seed and the epoch.
+    """One random view of each case per epoch, in random order; both depend on the seed and the epoch alone.
 
-    So an epoch has as many steps as there are cases, with views or without. MONAI's engines tell the epoch to any
-    ``DistributedSampler``, and a resumed run sees what it would have seen.
+    So an epoch has as many steps as there are cases, with views or without. MONAI's engines call ``set_epoch`` of any
+    ``DistributedSampler``, which is why this is one even in a single process: a resumed run gets the same items.
 
     Args:
         dataset: The cases and their views.
-        num_replicas: Processes that share the cases.
-        rank: This process, from 0.
-        seed: Of order and views.
+        num_replicas: Number of processes that share the cases.
+        rank: Number of this process, from 0.
+        seed: Seed of order and views.
     """
 
     def __init__(self, dataset: EncodedDataset, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
@@ -288,9 +290,9 @@ class _FolderStore:
         self.folder = folder
 
     def read(self, key: str) -> Tensor | None:
-        """The entry, memory-mapped; None for one that is missing or damaged, or that is no finite float32 (c, h, w)."""
+        """The entry, memory-mapped; None if it is missing, damaged, or not a finite float32 ``(c, h, w)``."""
         try:
-            if not stat.S_ISREG(self._path(key).stat().st_mode):  # a pipe would never end
+            if not stat.S_ISREG(self._path(key).stat().st_mode):  # reading a pipe would never end
                 return None
             embedding = load_file(self._path(key))[ENTRY]
         except (OSError, SafetensorError, KeyError):
@@ -299,11 +301,11 @@ class _FolderStore:
         return embedding if is_embedding and bool(embedding.isfinite().all()) else None
 
     def write(self, key: str, embedding: Tensor) -> Tensor:
-        """Put the entry into place in one move: a reader sees all of it or nothing, also when we are interrupted."""
+        """Write the entry atomically: other processes see all of it or nothing, even if this one is interrupted."""
         path = self._path(key)
         with atomic_path(path) as unfinished:
             save_file({ENTRY: embedding.contiguous()}, unfinished)
-        return load_file(path)[ENTRY]
+        return load_file(path)[ENTRY]  # memory-mapped, as read() returns it
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -323,6 +325,7 @@ def _hash_tensors(named_tensors: Sequence[tuple[str, Tensor]], kind: str = "") -
     """Sha256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256(kind.encode())
     for name, tensor in named_tensors:
+        # Type and shape too: the same bytes can be another tensor.
         digest.update(f"|{name}:{tensor.dtype}:{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -357,6 +360,7 @@ def _device_of(module: nn.Module) -> torch.device:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every submodule is back in its own mode."""
+    # One by one, as a network in training may have frozen submodules in evaluation mode; train() would change those.
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,10 +1,10 @@
 """The two-level loop on MONAI's ``SupervisedTrainer`` (Eq. 6-8), and its seeds.
 
-The trainer's own step on a batch of D1 is the lower level, unchanged. After each, :class:`BiLevelHandler` takes one
-upper step on the next batch of D2. What the handler does in iteration i depends on i and the weights alone, so a run
-that is resumed from a checkpoint of the network, both optimisers, both schedulers and the trainer, made at an epoch's
-end, continues to the same numbers. For the order of D1 give its loader a ``DistributedSampler``, which MONAI's engines
-tell the epoch, and for other random numbers attach :class:`SeedHandler`.
+The trainer's own step on a batch of D1 is the lower level, unchanged. After each of them, :class:`BiLevelHandler` takes
+one upper step on the next batch of D2. What the handler does in iteration i depends only on i and the weights. So a run
+resumed from a checkpoint of an epoch's end (network, both optimisers, both schedulers, trainer) ends with the same
+numbers, if the loader of D1 has a ``DistributedSampler``, whose epoch MONAI's engines set, and a :class:`SeedHandler`
+is attached for other random numbers.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class BiLevelHandler:
     """Ignite handler: one upper step, on A and D2, after each lower step of a trainer.
 
     Attach it to a ``SupervisedTrainer`` whose optimiser holds W. The upper step runs the network as the trainer does
-    (its ``prepare_batch``; its inferer, which is handed a plain function in the network's place), leaves the gradients
-    of W alone, and writes the loss on D2 before the step to ``engine.state.metrics["upper_loss"]``.
+    (with its ``prepare_batch`` and its inferer, which gets a plain function instead of the network), does not touch the
+    gradients of W, and writes the loss on D2 before the step to ``engine.state.metrics["upper_loss"]``.
 
-    All of D2 is used, pass after pass; with a shuffling sampler in ``upper_loader`` each pass has its own order.
-    Several processes share D2 through a ``DistributedSampler``, and step on the mean of their hypergradients.
+    D2 is used in full, pass after pass; with a shuffling sampler in ``upper_loader`` each pass has its own order.
+    Several processes share D2 through a ``DistributedSampler`` and step with the mean of their hypergradients.
 
     Args:
         upper_loader: Batches of D2; their number may differ from D1's.
-        optimizer: The optimiser of A, and of nothing else.
+        optimizer: The optimiser of A and of no other parameter.
         loss_function: L_upper of ``(mask_logits, label)``; the lower level's is the trainer's own.
         hypergradient: ``"first-order"`` takes W as constant; ``"unrolled"`` and ``"exact"`` look through one virtual
             SGD step on the trainer's batch, by finite difference or by double differentiation.
-        scheduler: Learning rate schedule of ``optimizer``, stepped here once an iteration; the lower level's belongs in
-            MONAI's ``LrScheduleHandler(epoch_level=False)``.
+        scheduler: Learning rate schedule of ``optimizer``, stepped here once per iteration; the lower level's belongs
+            in MONAI's ``LrScheduleHandler(epoch_level=False)``.
         prepare_batch: As in MONAI's engines; the trainer's own by default.
-        seed: Of whatever is random in drawing a batch of D2, such as the jitter of boxes.
+        seed: Seed for drawing batches of D2, including the jitter of boxes.
 
     Raises:
         ConfigError: An unknown hypergradient, or an empty ``upper_loader``.
@@ -84,10 +84,10 @@ class BiLevelHandler:
         self._lower_rate = 0.0
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Let ``engine`` take an upper step after each of its iterations.
+        """Take an upper step after each iteration of ``engine``.
 
-        When the engine starts, it raises :class:`ConfigError` if the optimisers do not hold A and W as they should, or
-        the network lacks one of the two.
+        When the engine starts, it raises :class:`ConfigError` if the optimisers do not hold exactly A and W, or the
+        network lacks one of the two.
         """
         engine.add_event_handler(Events.STARTED, self._check)  # engines attach handlers before they have a network
         engine.add_event_handler(Events.ITERATION_STARTED, self._remember_lower_step)
@@ -101,12 +101,13 @@ class BiLevelHandler:
         )
         gradients = _averaged_over_ranks(self._gradients(engine, upper_loss, lower, upper))
         for name, parameter in upper.items():
-            parameter.grad = gradients[name]  # replaces what the trainer's backward pass left on A
+            parameter.grad = gradients[name]  # replaces the gradient that the trainer's backward pass left on A
         self.optimizer.step()
+        # The trainer's optimiser does not hold A and so would never clear its gradient.
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
-        self._lower_batch = None
+        self._lower_batch = None  # frees the batch before the next one is loaded
         engine.state.metrics[UPPER_LOSS] = upper_loss.value
 
     def _check(self, engine: SupervisedTrainer) -> None:
@@ -116,7 +117,7 @@ class BiLevelHandler:
         _check_optimizers(self._lower, self._upper, lower=engine.optimizer, upper=self.optimizer)
 
     def _remember_lower_step(self, engine: SupervisedTrainer) -> None:
-        # After the step the batch is a list (decollated) and the rate may be the next iteration's.
+        # Kept from before the step: afterwards the batch is decollated and the rate may be the next iteration's.
         self._lower_batch = engine.state.batch
         self._lower_rate = float(engine.optimizer.param_groups[0]["lr"])
 
@@ -136,6 +137,7 @@ class BiLevelHandler:
         prepare_batch = self.prepare_batch or engine.prepare_batch
         prepared = prepare_batch(batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         inputs, label, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
+        # W and A go by the network's own names, without the prefix of DistributedDataParallel.
         network = _unwrapped(engine.network)
 
         def level_loss(lower: Parameters, upper: Parameters) -> Tensor:
@@ -154,7 +156,7 @@ class SeedHandler:
     So an epoch's random numbers, such as the jitter of boxes, do not depend on whether the run was resumed before it.
 
     Args:
-        seed: Not negative.
+        seed: 0 or more.
 
     Raises:
         ConfigError: A negative seed.
@@ -169,31 +171,31 @@ class SeedHandler:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seed for the epoch that begins."""
+        """Seed the generators for the epoch that begins."""
         torch.manual_seed(_mixed_seed(self.seed, engine.state.epoch))
 
 
 def leave_process_group() -> None:
-    """End this process's part in ``torch.distributed``: the last step of a run in several processes.
+    """Leave ``torch.distributed``: the last step of a run in several processes.
 
-    ``destroy_process_group`` alone leaves gloo's threads running, for ``DistributedDataParallel`` still owns the group.
-    A thread that lets go of a tensor while Python shuts down aborts the process (SIGABRT), after a run that went well.
-    So at exit, when nothing else of the run is in use, the group's last reference goes, which waits for its threads.
+    ``destroy_process_group`` alone leaves gloo's threads running, because ``DistributedDataParallel`` still holds the
+    group. A thread that frees a tensor while Python shuts down aborts the process (SIGABRT) after a successful run. So
+    the group's last reference is dropped at exit, when nothing else of the run is in use; that waits for its threads.
     """
     last_reference = [torch.distributed.group.WORLD]
     torch.distributed.destroy_process_group()
 
     @atexit.register
     def release() -> None:
-        gc.collect()  # the trainer and its network are a cycle
+        gc.collect()  # trainer and network reference each other, and the network holds the group
         last_reference.clear()
 
 
 class _NumberedBatches:
     """The batches of a loader, pass after pass, each a pure function of (seed, number).
 
-    torch's global CPU generator is seeded for each draw and put back afterwards: drawing here changes no random number
-    elsewhere, and numbers drawn elsewhere change no batch.
+    torch's global CPU generator is seeded for each draw and restored afterwards: drawing here changes no random number
+    elsewhere, and random numbers drawn elsewhere change no batch.
     """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
@@ -208,11 +210,12 @@ class _NumberedBatches:
         self._next_number = -1
 
     def take(self, number: int) -> Any:
-        """Batch ``number``, counted from 0 over all passes."""
+        """Batch ``number``, counted from 0 across passes."""
         pass_number, position = divmod(number, len(self.loader))
         if position == 0 or number != self._next_number:
             self._open(pass_number)
-            for skipped in range(number - position, number):  # resumed in the middle of a pass
+            # Resumed in the middle of a pass: a loader cannot start there, so earlier batches are drawn and dropped.
+            for skipped in range(number - position, number):
                 self._draw(skipped)
         self._next_number = number + 1
         return self._draw(number)
@@ -222,7 +225,7 @@ class _NumberedBatches:
         if set_epoch is not None:
             set_epoch(pass_number)
         with _seeded_aside(_mixed_seed(self.seed, pass_number * len(self.loader))):
-            self._iterator = iter(self.loader)  # draws the seeds of its workers
+            self._iterator = iter(self.loader)  # torch draws the seeds of the workers here, so it must be seeded, too
 
     def _draw(self, number: int) -> Any:
         with _seeded_aside(_mixed_seed(self.seed, number)):
@@ -230,7 +233,7 @@ class _NumberedBatches:
 
 
 class _RecordedLoss:
-    """A level's loss that remembers its last value."""
+    """A level's loss that keeps its last value, so that recording it costs no further forward pass."""
 
     def __init__(self, loss: LevelLoss) -> None:
         self.loss = loss
@@ -264,12 +267,12 @@ def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def _averaged_over_ranks(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over all processes, each of which saw its own batch; as it is without ``torch.distributed``."""
+    """The mean over all processes, each with its own batch; unchanged without ``torch.distributed``."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return dict(gradients)
     averaged = {name: gradient.contiguous() for name, gradient in gradients.items()}
     for gradient in averaged.values():
-        torch.distributed.all_reduce(gradient)  # sums; gloo has no mean
+        torch.distributed.all_reduce(gradient)  # a sum, because gloo has no mean
         gradient /= torch.distributed.get_world_size()
     return averaged
 
@@ -281,12 +284,13 @@ def _check_seed(seed: int) -> None:
 
 def _mixed_seed(seed: int, number: int) -> int:
     """A 64-bit seed for step ``number``, unrelated to that of any other seed or step."""
+    # Not seed + number: then step 1 of seed 0 and step 0 of seed 1 would draw the same numbers.
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
 def _seeded_aside(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block and put it back afterwards."""
+    """Seed torch's global CPU generator inside the block and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the accelerators' generators as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs' generators
         yield

@@ -1,4 +1,4 @@
-"""Gradients of the upper level (Eq. 7-8): how the loss on D2 depends on A, also through W*(A).
+"""Gradients of the upper level (Eq. 7-8): how the loss on D2 depends on A, directly and through W*(A).
 
 W*(A) is approximated by one virtual SGD step from the current weights,
 
@@ -36,13 +36,13 @@ def first_order(upper_loss: LevelLoss, lower: Parameters, upper: Parameters) -> 
 
     Args:
         upper_loss: L_upper on a batch of D2.
-        lower: W; left as it is.
-        upper: A; left as it is.
+        lower: W; not changed.
+        upper: A; not changed.
 
     Returns:
-        The gradient for each tensor of ``upper``, zero for one that the loss does not use.
+        The gradient for each tensor of ``upper``; zero if the loss does not use it.
     """
-    upper_leaves = _leaves(upper)
+    upper_leaves = _leaves(upper)  # copies, so that gradients on the parameters themselves are left alone
     return _gradients(upper_loss(_constants(lower), upper_leaves), upper_leaves)
 
 
@@ -67,12 +67,14 @@ def unrolled(
     lower_leaves, upper_leaves = _leaves(lower), _leaves(upper)
     slope = _gradients(lower_loss(lower_leaves, _constants(upper)), lower_leaves)
     stepped = _leaves(_moved(lower, slope, -step_size))  # W'
+    # One backward pass gives both the partial gradient in A and the direction v in W'.
     gradients = _gradients(upper_loss(stepped, upper_leaves), {**stepped, **upper_leaves})
     partial, direction = {name: gradients[name] for name in upper}, {name: gradients[name] for name in lower}
     length = float(torch.stack([tensor.norm() for tensor in direction.values()]).norm())
-    if length == 0.0:  # W' is at an optimum of L_upper: the second term is zero, and R is not defined
+    if length == 0.0:  # W' is at an optimum of L_upper: the second term is zero, and R would be infinite
         return partial
-    radius = FINITE_DIFFERENCE / length
+    radius = FINITE_DIFFERENCE / length  # so that the step in weight space has the same length for any size of v
+    # Two more first-order gradients instead of a second derivative; the central difference's error is of order R².
     ahead = first_order(lower_loss, _moved(lower, direction, radius), upper)
     behind = first_order(lower_loss, _moved(lower, direction, -radius), upper)
     return {name: partial[name] - step_size * (ahead[name] - behind[name]) / (2 * radius) for name in upper}
@@ -100,7 +102,7 @@ def exact(
 
 
 def _leaves(parameters: Parameters) -> dict[str, Tensor]:
-    """The same values as new leaves that require gradients."""
+    """The same values as new leaf tensors that require gradients."""
     return {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
 
 
@@ -114,7 +116,7 @@ def _moved(parameters: Parameters, direction: Parameters, distance: float) -> di
 
 def _gradients(loss: Tensor, parameters: Parameters, is_differentiable: bool = False) -> dict[str, Tensor]:
     """∂ loss / ∂ each parameter; zero for one that the loss does not use, such as SAM's IoU head."""
-    if not loss.requires_grad:  # it uses none of them, which autograd refuses
+    if not loss.requires_grad:  # autograd raises if the loss uses none of the parameters
         return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
     gradients = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=is_differentiable, materialize_grads=True

@@ -1,9 +1,9 @@
-"""The two levels of training: who owns which parameters and which half of the examples (Eq. 6-8).
+"""The two levels of training: which parameters and which half of the examples belong to each (Eq. 6-8).
 
-The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6); where a network
+The lower level trains W, the LoRA weights and the unfrozen parts of the mask decoder, on D1 (Eq. 6). If a network
 adapts the last parts of its encoder, these belong to W as well, which goes beyond the paper. The upper level trains A,
-the prompt embedding, on D2 (Eq. 7-8). Everything else is frozen. This file is the only place that says so; parameters
-are known by their names in :class:`amsam_med.model.AmSam`.
+the prompt embedding, on D2 (Eq. 7-8). Everything else is frozen. Only this file decides that; parameters are identified
+by their names in :class:`amsam_med.model.AmSam`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DECODER_PARTS = (
     "mask_decoder.output_hypernetworks_mlps.",
     "mask_decoder.iou_prediction_head.",
 )
-"""The parts of the decoder that are trained whole, beside the LoRA weights inside its transformer."""
+"""Parts of the decoder that are trained as a whole, beside the LoRA weights inside its transformer."""
 CALIBRATION = "calibration."
 ENCODER = "image_encoder."
 ENCODER_PARTS = {
@@ -38,7 +38,7 @@ ENCODER_PARTS = {
     "neck": ("image_encoder.neck.",),
     "stage": ("image_encoder.neck.", "image_encoder.backbone.blocks.5.", "image_encoder.backbone.blocks.6."),
 }
-"""The parts of the encoder that are trained, by what the network's ``settings`` say that it adapts."""
+"""Parts of the encoder that are trained, by the entry ``adapts`` of the network's ``settings``."""
 
 
 def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,9 +62,9 @@ def lower_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def lower_groups(network: nn.Module, rate: float, encoder_rate: float) -> list[dict[str, Any]]:
-    """W as an optimiser's groups: the decoder at ``rate``, and what is trained of the encoder at ``encoder_rate``.
+    """W as an optimiser's groups: the decoder at ``rate``, and the trained parts of the encoder at ``encoder_rate``.
 
-    Hypergradients that look through a lower step take the first group's rate for all of W.
+    Hypergradients that look through a lower step use the first group's rate for all of W.
 
     Raises:
         ConfigError: As for :func:`lower_parameters`.
@@ -78,17 +78,17 @@ def lower_groups(network: nn.Module, rate: float, encoder_rate: float) -> list[d
 
 
 def pulled_to_start(optimizer: Optimizer, pull: float) -> Optimizer:
-    """Let an optimiser add to its loss the squared distance of its parameters to where they are now, times ``pull``.
+    """Regularise an optimiser by ``pull`` times the squared distance of its parameters to their present values.
 
-    What few examples say nothing of then stays as the base has learned it. The distance's gradient is added before each
-    step, so the loss that is reported stays Eq. (5).
+    So weights that the few examples do not determine stay as in the base. The distance's gradient is added before each
+    step, so the reported loss remains Eq. (5).
 
     Args:
-        optimizer: Of the lower level, before the first step and before a run is resumed.
-        pull: Not negative; 0 changes nothing.
+        optimizer: The lower level's, before the first step and before a run is resumed.
+        pull: 0 or more; 0 changes nothing.
 
     Returns:
-        The optimiser, so that a configuration can name it in one expression.
+        The optimiser, so that a configuration can build it in one expression.
 
     Raises:
         ConfigError: A negative pull.
@@ -102,7 +102,7 @@ def pulled_to_start(optimizer: Optimizer, pull: float) -> Optimizer:
 
     def add_gradient(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         for parameter, origin in zip(parameters, start, strict=True):
-            if parameter.grad is not None:
+            if parameter.grad is not None:  # a parameter outside the step's graph is not moved by the optimiser either
                 parameter.grad.add_(parameter.detach() - origin, alpha=2 * pull)
 
     optimizer.register_step_pre_hook(add_gradient)
@@ -125,13 +125,13 @@ def upper_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def set_trainable(network: Network) -> Network:
-    """Let exactly W and A require gradients, and keep parts without either (the image encoder) in evaluation mode.
+    """Make exactly W and A require gradients, and keep parts without either (the image encoder) in evaluation mode.
 
-    A trainer calls ``network.train()`` before every step; a frozen part returns to evaluation mode by itself before it
-    runs, so that frozen batch statistics stay frozen.
+    A trainer calls ``network.train()`` before every step; a forward pre-hook returns a frozen part to evaluation mode
+    before it runs, so that its batch statistics do not change.
 
     Returns:
-        The network, so that a configuration can name the prepared network in one expression.
+        The network, so that a configuration can build the prepared network in one expression.
 
     Raises:
         ConfigError: The network has no prompt embedding or no LoRA weights.
@@ -143,13 +143,14 @@ def set_trainable(network: Network) -> Network:
         parameters = list(child.parameters())  # a part without any, such as a fixed calibration, is not frozen
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             child.eval()
+            # Called again for a network that is trained a second time; one hook is enough.
             if _stay_in_evaluation not in child._forward_pre_hooks.values():
                 child.register_forward_pre_hook(_stay_in_evaluation)
     return network
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """What an adapter stores: copies of W and A on the CPU, by name.
+    """Copies of W and A on the CPU by name, which is what an adapter stores.
 
     Raises:
         ConfigError: The network has no prompt embedding or no LoRA weights.
@@ -159,18 +160,19 @@ def trainable_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def split_levels(items: Sequence[Item], seed: int, halves: bool = True) -> tuple[list[Item], list[Item]]:
-    """Draw the examples of the two levels, D1 for the lower and D2 for the upper one.
+    """Draw the examples of the two levels: D1 for the lower and D2 for the upper one.
 
-    Split cases, not views of cases: a view of a D1 image in D2 would tell the upper level what W has already seen.
+    Split cases, not views of cases: with a view of a D1 image in D2, the upper level would be trained on an image that
+    W has already seen.
 
     Args:
         items: The examples; the same items in the same order give the same halves.
-        seed: Of the draw.
-        halves: Give each level one half, as the paper does; False gives both levels all examples, which goes beyond it:
-            W learns from twice as many, and Dice on D2 is no longer that of images which W has not seen.
+        seed: Seed of the draw.
+        halves: Give each level one half, as in the paper. False gives both levels all examples, which goes beyond it: W
+            learns from twice as many, but Dice on D2 is then measured on images that W has seen.
 
     Returns:
-        D1 and D2; of halves D1 has one item more for an odd count.
+        D1 and D2; with an odd count, D1 has one item more.
 
     Raises:
         DataError: Fewer than two items for halves, or none at all.
@@ -183,7 +185,7 @@ def split_levels(items: Sequence[Item], seed: int, halves: bool = True) -> tuple
             else "got no example; label at least one image"
         )
     drawn = list(items)
-    random.Random(seed).shuffle(drawn)  # noqa: S311  # a draw, no secret
+    random.Random(seed).shuffle(drawn)  # noqa: S311  # a reproducible draw, not cryptography
     if not halves:
         return drawn, list(drawn)
     middle = (len(drawn) + 1) // 2

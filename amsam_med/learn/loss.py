@@ -12,13 +12,13 @@ from amsam_med.errors import ConfigError, DataError
 class SegmentationLoss(nn.Module):
     """Eq. (5). L = (1 - λ) CE + λ Dice, on a softmax over the background and C classes.
 
-    The loss is taken at the size of the logits (a quarter of the model input), as the paper's ancestors do; the label
-    is brought there first.
+    The loss is computed at the size of the logits (a quarter of the model input), as in the methods that the paper
+    builds on (SAMed, BLO-SAM); the label is resized to it first.
 
     Args:
         lambda_dice: λ, the weight of the Dice part, in [0, 1].
         squared_pred: Square probabilities and label in the denominator of Dice (sum p² + sum g²), as the code of the
-            paper's ancestors does; Eq. 5 does not say which.
+            methods that the paper builds on does; Eq. 5 does not say which.
 
     Raises:
         ConfigError: λ outside [0, 1].
@@ -61,7 +61,7 @@ class SegmentationLoss(nn.Module):
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring ``(B, 1, H, W)`` class ids to ``size`` (h, w), each pixel from its nearest; float32 ``(B, 1, h, w)``."""
+    """Resize ``(B, 1, H, W)`` class ids to ``size`` (h, w) by nearest neighbour; float32 ``(B, 1, h, w)``."""
     return functional.interpolate(label.float(), size=size, mode="nearest-exact")
 
 

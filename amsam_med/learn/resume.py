@@ -1,7 +1,7 @@
-"""Checkpoints of interrupted runs, read as data: what one holds is compared with the run that is to take it up.
+"""Checkpoints of interrupted runs, read as data and compared with the run that is to be continued.
 
-A run folder may come from somebody else. Nothing in its checkpoint is run, unpacked beyond the file's own size, or
-handed to a part that it does not fit.
+A run folder may come from somebody else. No code in its checkpoint is run, nothing is unpacked beyond the file's own
+size, and no state is loaded into a part that it does not fit.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def read_checkpoint(path: Path, parts: Mapping[str, Any], epochs: int) -> dict[s
 
     Args:
         path: The file.
-        parts: What is to be restored, by name: ``"adapter"`` has tensors alone, ``"trainer"`` is the engine, and
-            ``"record"`` has a history; all others are optimisers, schedulers and the like. Each is in the state in
-            which the run began.
-        epochs: How many the run has.
+        parts: What is to be restored, by name: ``"adapter"`` has only tensors, ``"trainer"`` is the engine, and
+            ``"record"`` has a history; all others are optimisers, schedulers and the like. Each is in its state at the
+            start of the run.
+        epochs: The run's number of epochs.
 
     Returns:
         A state for each part, for its ``load_state_dict``.
@@ -120,7 +120,10 @@ def _load(path: Path, limit: int) -> dict[str, Any]:
 
 
 def _refuse_other_optimizer(path: Path, name: str, got: Any, own: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Groups are compared as they are; the state of a parameter, absent as yet in ours, with the parameter itself."""
+    """Refuse an optimiser's state that does not fit: its groups must equal ours, its tensors the parameters' shapes.
+
+    Our own optimiser has no state per parameter before its first step, so it cannot be compared with that.
+    """
     _refuse_other_keys(path, name, got, own)
     _refuse_other_values(path, f"{name}.param_groups", got["param_groups"], own["param_groups"])
     parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -140,7 +143,10 @@ def _refuse_other_optimizer(path: Path, name: str, got: Any, own: Any, optimizer
 
 
 def _refuse_other_values(path: Path, where: str, got: Any, own: Any) -> None:
-    """Compare plain values, however nested: of one kind, numbers finite; along ours, so that theirs may be anything."""
+    """Refuse values that differ from ours in kind or structure, or are not finite.
+
+    The recursion follows our values, not the file's, whose nesting may have any depth.
+    """
     if isinstance(own, Mapping):
         _refuse_other_keys(path, where, got, own)
         for key in own:

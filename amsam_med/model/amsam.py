@@ -17,7 +17,7 @@ from amsam_med.model.encoders import Below, CompactImageEncoder, SamImageEncoder
 from amsam_med.model.prompt import PATCH, PromptEncoder
 
 LARGE_PART = 0.2
-"""A part of a mask is large from this share of the largest one's area on."""
+"""A part of a mask is large if it has at least this share of the largest part's area."""
 CENTRAL_SHARES = (0.35, 0.55, 0.75, 1.0)
 """Sides of the boxes around the image's centre that a network of prompt ``"own"`` tries, as shares of the image's."""
 
@@ -38,11 +38,11 @@ class AmSam(nn.Module):
     """Image encoder, prompt encoder with the learned embedding A, LoRA mask decoder and mask calibration.
 
     Args:
-        image_encoder: Images to embeddings; frozen in few-shot training but for what ``settings`` say is adapted.
+        image_encoder: Images to embeddings; frozen in few-shot training, except for parts named in ``settings``.
         prompt_encoder: Boxes, points and A.
         mask_decoder: Embeddings and prompts to masks.
         calibration: The Hadamard-product calibration.
-        settings: The arguments of ``build_amsam`` that define the network, for whoever saves it.
+        settings: The arguments of ``build_amsam`` that define the network, to be saved with its weights.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AmSam(nn.Module):
 
     @property
     def frozen_encoder(self) -> nn.Module:
-        """What few-shot training leaves as it is of the encoder: images to what :meth:`embed` takes in their place."""
+        """The part of the encoder that few-shot training does not adapt; :meth:`embed` also takes its output."""
         adapts = str(self.settings["adapts"])
         return self.image_encoder if adapts == "decoder" else Below(self.image_encoder, adapts)
 
@@ -93,14 +93,14 @@ class AmSam(nn.Module):
         point_labels: Tensor | None = None,
         earlier_logits: Tensor | None = None,
     ) -> Prediction:
-        """Masks of B images and the network's trust in them.
+        """Masks of B images, and their predicted IoUs.
 
-        A network of prompt ``"own"`` that is given no prompt makes its own in evaluation mode.
+        In evaluation mode, a network of prompt ``"own"`` that is given no prompt makes its own.
 
         Args:
             image: RGB float ``(B, 3, S, S)`` in [0, 1], or what was encoded before: its embedding float
                 ``(B, 256, S/16, S/16)``, or the encoder's features or trunk of it float ``(B, C, S/16, S/16)``.
-            boxes: One box an image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
+            boxes: One box per image, float ``(B, 4)``, xyxy pixels of the model input; None for no box.
             points: float ``(B, N, 2)``, x and y in pixels of the model input.
             point_labels: ``(B, N)``: 1 foreground, 0 background, -1 padding.
             earlier_logits: float ``(B, 1, S/4, S/4)``: object minus background logits of a mask to improve.
@@ -132,12 +132,12 @@ class AmSam(nn.Module):
         return Prediction(mask_logits, decoded.predicted_iou)
 
     def _predict_by_own_boxes(self, embedding: Tensor) -> Prediction:
-        """The mask that most prompts agree on, of those that need no human and no detector.
+        """The mask that most prompts agree on, of those that need neither a person nor a detector.
 
         The candidates are the mask without a prompt, the one with the box around the largest parts of that mask, and
-        those with boxes around the image's centre. Taken is the one with the highest product of its predicted IoU with
-        its mean Dice with the others: predicted IoU alone prefers small dark things, agreement alone forgets what the
-        base knows.
+        those with boxes around the image's centre. The one with the highest product of predicted IoU and mean Dice with
+        the others is returned: predicted IoU alone prefers small, dark objects; agreement alone ignores what the base
+        knows of masks.
         """
         without = self._decode(embedding)
         own_boxes, is_found = self._boxes_of(without.mask_logits)
@@ -164,7 +164,7 @@ class AmSam(nn.Module):
         return boxes.to(mask_logits.device), is_found.to(mask_logits.device)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Embed images, features or trunks; embeddings pass as they are. All else as for :meth:`predict`."""
+        """Embed images, features or trunk outputs; embeddings are returned unchanged. See :meth:`predict`."""
         encoder, size, grid = self.image_encoder, self.input_size, self.input_size // PATCH
         shape = tuple(image.shape[1:])
         if shape == (EMBEDDING_CHANNELS, grid, grid):

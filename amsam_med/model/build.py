@@ -23,7 +23,7 @@ VIT_SIZES = {
     "vit_h": VitSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
 }
 COMPACT_BASES = ("tiny", "tiny-general")
-"""One network under two names, for two sets of weights: the second never saw dermoscopy."""
+"""One network under two names, for two sets of weights: the second was not trained on dermoscopy."""
 COMPACT_INPUT_MULTIPLE = 32
 """The compact encoder halves its input five times."""
 CLASS_HEADS = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
@@ -58,8 +58,8 @@ def build_amsam(
         calibration: ``"paper"`` (Eq. 9-12), ``"learned"`` or ``"none"``.
         calibration_scope: ``"image"``, or ``"batch"`` for the paper's letter in training batches of more than one.
         alpha: Weight of the uncalibrated mask in Eq. 12.
-        prompt: What of a box the prompt encoder sees: ``"box"``, ``"box+point"`` or ``"none"``; or ``"own"``, with
-            which the network makes boxes itself for an image that comes without one.
+        prompt: How a box is given to the prompt encoder: ``"box"``, ``"box+point"`` or ``"none"``; or ``"own"``: for an
+            image without a box the network makes boxes itself.
         adapts: What few-shot training adapts: ``"decoder"``, as in the paper; ``"neck"``, which is the decoder and the
             encoder's neck; or, for the compact bases, ``"stage"``, which is both and the encoder's last stage.
         base_weights: A SAM checkpoint (``.pth``) or a base of ours (``.safetensors``); None for random weights.
@@ -113,7 +113,7 @@ def load_base(network: AmSam, path: Path) -> None:
     own = network.state_dict()
     new_heads = {k for k in own if k.startswith(CLASS_HEADS) and (k not in state or state[k].shape != own[k].shape)}
     additions = {k for k in own if k.startswith(ADDITIONS[-1]) or k.endswith(ADDITIONS[:-1])}
-    # A head is taken whole or not at all: half a hypernetwork of another count of classes means nothing.
+    # A head is loaded as a whole or not at all: part of a hypernetwork for another number of classes is useless.
     is_head_new = bool(new_heads)
     usable = {k: v for k, v in state.items() if not (is_head_new and k.startswith(CLASS_HEADS))}
     expected = {k for k in own if k not in additions and not (is_head_new and k.startswith(CLASS_HEADS))}

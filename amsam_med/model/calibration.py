@@ -24,7 +24,7 @@ def hadamard_products(upscaled: Tensor, mask_vectors: Tensor) -> Tensor:
 
     Args:
         upscaled: U, float ``(b, c, h, w)``.
-        mask_vectors: H, float ``(b, n, c)``, one vector a mask.
+        mask_vectors: H, float ``(b, n, c)``, one vector per mask.
 
     Returns:
         float ``(b, c, n, h, w)``.

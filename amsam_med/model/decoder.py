@@ -18,12 +18,12 @@ LOGIT_STRIDE = 4
 
 
 class DecoderOutput(NamedTuple):
-    """What the decoder knows about the masks of B images.
+    """The decoder's output for B images.
 
     Attributes:
         mask_logits: M_orig, float ``(B, n, h, w)``; h = w = a quarter of the input size.
         upscaled: U, float ``(B, c, h, w)``: the upscaled image embedding.
-        mask_vectors: H, float ``(B, n, c)``: the hypernetworks' output, one vector a mask token.
+        mask_vectors: H, float ``(B, n, c)``: the hypernetworks' output, one vector per mask token.
         predicted_iou: float ``(B, n)``: the decoder's own estimate of each mask's IoU.
     """
 
@@ -55,7 +55,7 @@ class MaskDecoder(SamMaskDecoder):
         if rank:
             add_lora(self.transformer, rank)
 
-    def forward(  # one prompt an image instead of many prompts for one image
+    def forward(  # one prompt per image instead of many prompts for one image
         self, image_embedding: Tensor, image_position: Tensor, sparse_prompt: Tensor, dense_prompt: Tensor
     ) -> DecoderOutput:
         """Decode the masks of B images.

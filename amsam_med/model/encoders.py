@@ -1,9 +1,9 @@
 """Image encoders: SAM's ViT at any input size, and a compact convolutional one.
 
 An encoder turns RGB images float ``(B, 3, S, S)`` in [0, 1] into embeddings float ``(B, 256, S/16, S/16)`` and does its
-own normalisation, so that every caller hands over the same plain images. It does so in parts, of which few-shot
-training may adapt the last and encodes once what lies below: ``features`` float ``(B, C, S/16, S/16)`` and ``neck``,
-two convolutions; the compact encoder's features are its ``trunk`` and what its last ``stage`` makes of that.
+own normalisation, so that every caller passes the same plain images. It consists of parts, of which few-shot training
+may adapt the last and encodes only once with those below: ``features`` float ``(B, C, S/16, S/16)`` and ``neck``, two
+convolutions; the compact encoder computes its features by its ``trunk`` and its last ``stage``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class VitSize(NamedTuple):
-    """What tells SAM's three encoders apart."""
+    """The sizes in which SAM's three encoders differ."""
 
     width: int
     depth: int
@@ -45,7 +45,8 @@ class VitSize(NamedTuple):
 class SamImageEncoder(ImageEncoderViT):
     """SAM's ViT built for square inputs of ``input_size`` pixels.
 
-    Pixels enter as they are in [0, 1] (no mean, no standard deviation), as in the paper's ancestors SAMed and BLO-SAM.
+    Pixels are used as they are in [0, 1] (no mean, no standard deviation), as in SAMed and BLO-SAM, on which the paper
+    builds.
 
     Args:
         size: Width, depth, heads and global blocks of the ViT.
@@ -77,7 +78,7 @@ class SamImageEncoder(ImageEncoderViT):
         return embedding
 
     def features(self, image: Tensor) -> Tensor:
-        """What the blocks make of images, before the neck: float ``(B, C, S/16, S/16)``."""
+        """The blocks' output, before the neck: float ``(B, C, S/16, S/16)``."""
         tokens = self.patch_embed(image) + self.pos_embed  # (B, h, w, C)
         for block in self.blocks:
             tokens = block(tokens)
@@ -147,11 +148,11 @@ class CompactImageEncoder(nn.Module):
         return embedding
 
     def features(self, image: Tensor) -> Tensor:
-        """What the backbone makes of images, before the neck: float ``(B, C, S/16, S/16)``."""
+        """The backbone's output, before the neck: float ``(B, C, S/16, S/16)``."""
         return self.stage(self.trunk(image))
 
     def trunk(self, image: Tensor) -> Tensor:
-        """What the backbone makes of images before its last stage: float ``(B, C', S/16, S/16)``."""
+        """The backbone's output before its last stage: float ``(B, C', S/16, S/16)``."""
         x = (image - self.pixel_mean) / self.pixel_std
         x = self.backbone.bn1(self.backbone.conv_stem(x))
         fine = x
@@ -163,7 +164,7 @@ class CompactImageEncoder(nn.Module):
         return torch.cat([fine, x], dim=1)
 
     def stage(self, trunk: Tensor) -> Tensor:
-        """The features of what :meth:`trunk` returns."""
+        """The features computed from the output of :meth:`trunk`."""
         coarse = trunk[:, self._fine_channels :]
         for number, block in enumerate(self.backbone.blocks):
             if number >= self._trunk_end:
@@ -184,7 +185,7 @@ class CompactImageEncoder(nn.Module):
 
 
 class Below(nn.Module):
-    """An encoder without its last part: what is encoded once where that part is trained.
+    """An encoder without its last part, which encodes images once if that part is trained.
 
     Args:
         encoder: The whole encoder.

@@ -1,8 +1,8 @@
-"""``amsam segment``: any number of files, folders, archives and servers, restartable, faults kept per file.
+"""``amsam segment``: any number of files, folders, archives and servers; restartable, with errors kept per file.
 
-``run`` is the verb. ``inputs`` are the files and the names of their results, ``stages`` what happens to one of them,
-``ray`` the same on several machines, ``formats`` what is written of it, ``journal`` what is kept of the run, ``report``
-the page about it.
+``run`` has the function. ``inputs`` lists the files and names their results, ``stages`` processes them, ``ray`` does so
+on several machines, ``formats`` is the table of result formats, ``journal`` records the run, and ``report`` writes its
+HTML page.
 """
 
 from amsam_med.segment.run import DEVICES as DEVICES

@@ -1,6 +1,6 @@
-"""The table of what a folder run can write: which result of which image, into which folder.
+"""The table of result formats: what a folder run can write, for which images, and into which folder.
 
-It stands above the writers, so that each of them knows what it writes and none knows the others.
+It imports all writers, so that no writer needs to import another.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""The record of a folder run: a journal, ``results.csv`` with a row a picture, ``run.json``, and what is in them.
+"""The record of a folder run: a journal, ``results.csv`` with one row per picture, and ``run.json``.
 
-The *journal* (``journal.sqlite``) takes all rows of a file in one transaction once all its results lie on disk. A run
-that is killed, at whatever moment, has lost at most the files in hand, and the next one does these and no others.
-``results.csv`` grows with it, and is sorted by file when the run ends. ``run.json`` is there before the first result.
-It holds the run's *fingerprint*, everything that a result depends on besides its image (weights by sha256, the
-network's settings, the package's version), so that a later run knows whether earlier results are its own.
+The *journal* (``journal.sqlite``) takes all rows of a file in one transaction, after all its results are on disk. A run
+that is killed at any moment loses at most the files in progress, and the next run segments exactly those.
+``results.csv`` is appended to along with it, and sorted by file when the run ends. ``run.json`` is written before the
+first result. It holds the run's *fingerprint*, everything that a result depends on besides its image (weights by
+sha256, the network's settings, the package's version), so that a later run knows whether earlier results are current.
 
-Of a file of many pages, frames or slices the journal takes each as soon as it is written (a *part*), so a killed run
-goes on at the page where it was.
+Each page, frame or slice of a file with several is recorded as soon as it is written (as a *part* of the file), so the
+run after a killed one continues at the next page.
 
-People send each other such folders, so nothing in one is taken on trust: ``run.json`` and the journal are checked
-before anything is done with them, no path in them leads out of the folder, and nothing is written through a link.
+People send each other such folders, so their content is not trusted: ``run.json`` and the journal are checked before
+they are used, paths in them may not lead out of the folder, and nothing is written through a link.
 
-The secret that new identifiers are made with does not lie in the folder; see :func:`user_secret`.
+The secret from which new identifiers are made is not stored in the folder; see :func:`user_secret`.
 
-Nothing here is held in memory for the whole of a run. One run at a time writes to a folder.
+Nothing here is held in memory for the whole run. One run at a time writes to a folder.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ RESULTS = "results.csv"
 RUN = "run.json"
 JOURNAL = "journal.sqlite"
 VERB = "segment"
-"""Entry ``verb`` of ``run.json``; other verbs leave a file of that name as well."""
+"""Entry ``verb`` of ``run.json``; other commands write a file of that name as well."""
 
 _PACKAGES = ("amsam-med", "torch", "monai", "segment-anything", "ultralytics", "timm", "numpy", "pillow", "pydicom")
-_FORMAT = "2"  # of the journal; raise it when columns change
-_LENT_FOR_RUN = re.compile(r"\.(results\.csv|run\.json|report\.html)\.[0-9a-f]{8}\.\w+")
+_FORMAT = "2"  # of the journal; raise it when columns change, and older journals are started anew
+_UNFINISHED_RUN_FILE = re.compile(r"\.(results\.csv|run\.json|report\.html)\.[0-9a-f]{8}\.\w+")
 _TABLES = """
     CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
     CREATE TABLE IF NOT EXISTS files (name PRIMARY KEY, file, sha256 TEXT, formats TEXT, is_done INTEGER);
@@ -68,8 +68,8 @@ _TABLES = """
         name, picture INTEGER, row TEXT, thumbnail BLOB, mask BLOB, PRIMARY KEY (name, picture)
     );
 """
-_ENDS = ("wal", "shm", "journal")  # of the files that SQLite keeps beside a data base
-_LARGEST_ENTRY = 1 << 27  # bytes of one value in the journal
+_SQLITE_SUFFIXES = ("wal", "shm", "journal")  # of the files that SQLite keeps beside a data base
+_LARGEST_ENTRY = 1 << 27  # bytes of one value in the journal: a received one could fill the memory
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # ends a rollback journal that names a further file, to be deleted
 _KEY_FILE = "deidentify.key"
 _DELETE_IT = "delete it: then all images are done again"
@@ -79,7 +79,7 @@ Cells: TypeAlias = dict[str, str]
 
 
 class FileFlag(StrEnum):
-    """Why a result deserves a look, whatever the network found; beside :class:`amsam_med.infer.Flag`."""
+    """Flags of a result that come from its file, beside :class:`amsam_med.infer.Flag` of the network."""
 
     DAMAGED = "damaged-file"
     """The file is damaged, and what could be decoded of the picture was segmented."""
@@ -89,7 +89,7 @@ class FileFlag(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One picture's row. Numbers carry their unit in the column's name; an empty cell means that there is none.
+    """One picture's row. Column names contain the unit of their numbers; an empty cell means that there is no value.
 
     Attributes:
         file: The file, as the caller named it or its folder.
@@ -107,11 +107,10 @@ class Row:
         predicted_iou: The network's own estimate of its mask's IoU, in [0, 1].
         certainty: How decided the mask's pixels are, in [0, 1]; see :class:`amsam_med.infer.Segmentation`.
         box_agreement: IoU of the box with the mask's tight box, in [0, 1]; empty where no box was used.
-        flags: Words of :class:`amsam_med.infer.Flag` and :class:`FileFlag` with ";" between them: why to look at this
-            picture again.
-        seconds: Spent on this picture: reading, its share of its batch, writing.
+        flags: Words of :class:`amsam_med.infer.Flag` and :class:`FileFlag`, joined by ";": reasons for a second look.
+        seconds: Spent on this picture: reading, its share of the batch, writing.
         files: Result files by column, relative to the output folder; columns of :data:`FORMATS`.
-        error: Why there is no result; then the result's columns are empty.
+        error: Why there is no result; the result's columns are then empty.
     """
 
     file: str
@@ -142,17 +141,17 @@ class Row:
 
 FILE_COLUMNS = tuple(form.column for form in FORMATS.values())
 _FORMAT_OF = {form.column: form for form in FORMATS.values()}
-_IN_PLACE = {"measured": tuple(column.name for column in fields(Measurements)), "files": FILE_COLUMNS}
-COLUMNS = tuple(name for column in fields(Row) for name in _IN_PLACE.get(column.name, (column.name,)))
+_EXPANDED_COLUMNS = {"measured": tuple(column.name for column in fields(Measurements)), "files": FILE_COLUMNS}
+COLUMNS = tuple(name for column in fields(Row) for name in _EXPANDED_COLUMNS.get(column.name, (column.name,)))
 """Columns of ``results.csv``."""
 
 
 class Picture(NamedTuple):
-    """A picture's row and how the report shows it.
+    """A picture's row and its thumbnail for the report.
 
     Attributes:
         row: As in ``results.csv``.
-        thumbnail: A small JPEG with the outline; None where there is no result.
+        thumbnail: A small JPEG with the outline; None if there is no result.
     """
 
     row: Row
@@ -160,25 +159,24 @@ class Picture(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A picture of several in a file that is not done yet.
+    """A finished picture of a file that still has unfinished ones.
 
     Attributes:
-        picture: What there will be to record.
-        mask: As :meth:`amsam_med.data.results.PackedMasks.pack` packs it; None where no format of whole files is
-            written.
+        picture: Its row and thumbnail.
+        mask: As packed by :meth:`amsam_med.data.results.PackedMasks.pack`; None if no format of whole files needs it.
     """
 
     picture: Picture
     mask: bytes | None
 
 
-class Named(NamedTuple):
-    """A name that results in the folder have.
+class RecordedName(NamedTuple):
+    """A name that is in use for results in the folder.
 
     Attributes:
         name: Sub-folder and stem.
-        file: What the file was called.
-        is_numbered: Whether the names of its results have numbers, as those of several pictures do.
+        file: The file whose results have this name, as the run called it.
+        is_numbered: Whether numbers follow the name, because the file holds several pictures.
     """
 
     name: str
@@ -191,11 +189,11 @@ class RunSettings:
     """What a run was asked to do.
 
     Attributes:
-        command: The command line that does the same.
+        command: The equivalent command line.
         bundle: Name or folder of the bundle.
         formats: Names of the formats.
-        batch_size: Images that the network takes at once.
-        device: Where it computes.
+        batch_size: Images per batch of the network.
+        device: Torch's name of the device.
     """
 
     command: str
@@ -205,17 +203,17 @@ class RunSettings:
     device: str
 
     def entries(self) -> dict[str, Any]:
-        """As ``run.json`` has them."""
+        """The entries of ``run.json``."""
         settings = asdict(self)
         return {"command": settings.pop("command"), "settings": settings}
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
-        counts: Of images and pictures, by what became of them.
+        counts: Numbers of files and pictures, by outcome.
         seconds: Wall time.
         images_per_second: Pictures segmented per second of wall time.
     """
@@ -229,7 +227,7 @@ RunState: TypeAlias = Literal["running", "complete", "interrupted", "failed"]
 
 
 class RunRecord(Record):
-    """``run.json`` as a run of this verb writes it."""
+    """``run.json`` as ``segment`` writes it."""
 
     verb: Literal["segment"]
     state: RunState
@@ -247,15 +245,15 @@ class RunRecord(Record):
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier run has recorded of a file.
+    """What an earlier run recorded of a file.
 
     Attributes:
-        file: What it was called.
+        file: The file, as that run called it.
         sha256: Of its bytes.
         formats: Names of the formats that were written.
         results: Its result files, relative to the output folder.
-        is_done: Whether all its pictures were, and all their results are still there.
-        parts: Of a file that is not done, its pictures that are, by number from 1.
+        is_done: Whether all its pictures were segmented and all their results still exist.
+        parts: The finished pictures of an unfinished file, by number from 1.
     """
 
     file: str
@@ -267,22 +265,22 @@ class Earlier:
 
 
 class Records:
-    """The record of a run in its output folder, and what an earlier run left there. All threads may read it.
+    """The record of a run in its output folder, including what earlier runs left there. All threads may read it.
 
     Attributes:
         folder: The output folder.
-        fingerprint: As JSON gives it back.
-        state: How the run stands.
-        started: When it did, in UTC; empty before :meth:`start`.
+        fingerprint: As read back from JSON.
+        state: State of the run.
+        started: Time of the start in UTC; empty before :meth:`start`.
 
     Args:
-        folder: The output folder; made where it is missing.
+        folder: The output folder; created if missing.
         fingerprint: What results depend on besides their images; anything that JSON can hold.
         overwrite: Whether results of another fingerprint may be replaced.
 
     Raises:
         ConfigError: The folder holds results of another fingerprint that may not be replaced, files that no earlier
-            run wrote, links that lead out of it, or a journal that is none; or another run is writing to it.
+            run wrote, links, or a journal that cannot be used; or another run is writing to it.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
@@ -304,17 +302,18 @@ class Records:
         except BaseException:
             self.close()
             raise
+        # Safe only here: the open journal keeps other runs out, so nobody is writing these files any more.
         for path in folder.glob(".*"):
-            if _LENT_FOR_RUN.fullmatch(path.name):
+            if _UNFINISHED_RUN_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        if run is not None and run.state == "running":
+        if run is not None and run.state == "running":  # it was killed; runs that ended left nothing half-written
             sweep(folder)
 
     def earlier(self, name: str) -> Earlier | None:
         """What is recorded of the file whose results have this name.
 
         Raises:
-            ConfigError: The journal holds what no run writes.
+            ConfigError: The journal holds an entry that no run writes.
         """
         key = (_stored(name),)
         with self._lock:
@@ -335,11 +334,12 @@ class Records:
             results = results.union(*of_parts.values())
             if any(not _is_result_of(name, result) for result in results):
                 raise ValueError("a result that is another file's")
+        # The journal alone is not enough: results may have been deleted since, or emptied by a power cut.
         whole = {result for result in results if _is_whole(self.folder / result)}
         kept = {number: part for number, part in all_parts.items() if of_parts[number] <= whole}
         return Earlier(file, sha256, formats, frozenset(results), is_done and whole == results, kept)
 
-    def names(self) -> Iterator[Named]:
+    def names(self) -> Iterator[RecordedName]:
         """All names that results have here."""
         cursor = self._journal.execute(
             "SELECT name, file, EXISTS (SELECT 1 FROM rows WHERE rows.name = files.name AND picture > 0) OR "
@@ -347,13 +347,13 @@ class Records:
         )
         for name, file, is_numbered in cursor:
             with self._checked("a file"):
-                yield Named(_loaded(name), _loaded(file), bool(is_numbered))
+                yield RecordedName(_loaded(name), _loaded(file), bool(is_numbered))
 
     def start(self, settings: RunSettings | None = None) -> None:
-        """Write what is known before the first image.
+        """Write ``run.json`` and the table as they are before the first image.
 
         Args:
-            settings: What was asked for; None where nobody did.
+            settings: What the run was asked to do; None to leave it out.
         """
         self.started = _now()
         self._facts = {
@@ -370,7 +370,7 @@ class Records:
         self._stream = (self.folder / RESULTS).open("a", newline="", encoding="utf-8")
 
     def add(self, name: str, pictures: Sequence[Picture], formats: Iterable[str]) -> None:
-        """Record all pictures of one file, in place of what was recorded of it; they are on disk when this returns."""
+        """Record all pictures of one file, replacing earlier entries; they are on disk when this returns."""
         assert self._stream is not None, "start() comes first"
         rows = [picture.row for picture in pictures]
         is_done = not any(row.error for row in rows)
@@ -384,16 +384,18 @@ class Records:
             self._journal.execute("DELETE FROM parts WHERE name = ?", (_stored(name),))
             self._journal.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", entry)
             self._journal.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", stored)
+        # The table may lose this row or have it twice after a kill: it is written anew from the journal at each start.
         TableWriter(self._stream, COLUMNS).write_rows(row.cells() for row in rows)
         self._stream.flush()
 
     def add_part(self, name: str, part: Part, formats: Iterable[str]) -> None:
-        """Record one picture of several in a file, once its own results are on disk; :meth:`add` completes the file."""
+        """Record one picture of a file with several, once its results are on disk; :meth:`add` completes the file."""
         row = part.picture.row
         key, formats = _stored(name), ",".join(formats)
         files = {column: visible(result) for column, result in (row.files or {}).items()}
         content = json.dumps(asdict(replace(row, file="", files=files)))
         with self._transaction():
+            # Parts of another version of the file, or written in other formats, cannot be mixed with this one.
             is_same = self._journal.execute(
                 "SELECT 1 FROM files WHERE name = ? AND sha256 = ? AND formats = ? AND NOT is_done",
                 (key, row.image_sha256, formats),
@@ -406,7 +408,7 @@ class Records:
             self._journal.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", stored)
 
     def pictures(self) -> Iterator[tuple[Cells, bytes | None]]:
-        """All that is recorded, by file and picture: rows as text, and thumbnails."""
+        """All recorded pictures, sorted by file and number: rows as text, and thumbnails."""
         cursor = self._journal.execute("SELECT cells, thumbnail FROM rows ORDER BY file, picture")
         for cells, thumbnail in cursor:
             with self._checked("a picture"):
@@ -420,7 +422,7 @@ class Records:
 
         Args:
             state: How the run ended.
-            outcome: What came of it; None where nobody counted.
+            outcome: Counts and times; None to leave them out.
         """
         assert self._stream is not None, "start() comes first"
         self._stream.close()
@@ -430,13 +432,13 @@ class Records:
         self._write_run()
 
     def secret(self) -> str:
-        """What new identifiers are made with: the same for all runs of this user into this folder.
+        """The secret from which new identifiers are made: the same for all runs of this user into this folder.
 
-        It is made from the user's own secret and a mark of the folder, which by itself tells nothing.
+        It is derived from the user's secret and a random mark stored in the folder; the mark alone reveals nothing.
 
         Raises:
             ConfigError: The folder's new identifiers were made by another user or on another machine, or with a secret
-                that earlier versions left in the folder; or the user's secret can be neither read nor made.
+                that an earlier version stored in the folder; or the user's secret can be neither read nor created.
         """
         found = dict(self._journal.execute("SELECT name, value FROM facts WHERE name IN ('mark', 'check', 'salt')"))
         if "salt" in found:
@@ -457,7 +459,7 @@ class Records:
         return made
 
     def close(self) -> None:
-        """Let other runs write to the folder."""
+        """Close the journal, so that other runs may write to the folder."""
         if self._stream is not None:
             self._stream.close()
         self._journal.close()
@@ -486,7 +488,7 @@ class Records:
 
     @contextmanager
     def _checked(self, entry: str) -> Iterator[None]:
-        """Refuse a journal that holds what no run writes."""
+        """Turn errors in an entry of the journal into a refusal: no run of ours writes such an entry."""
         try:
             yield
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -514,7 +516,7 @@ class Records:
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """``run.json`` of a run of this verb in ``folder``; None where there is none, or one that no run writes."""
+    """``run.json`` of ``segment`` in ``folder``; None if there is none, or one that no run writes."""
     path = folder / RUN
     try:
         if path.is_symlink():
@@ -525,7 +527,7 @@ def read_run(folder: Path) -> RunRecord | None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the results that a killed process left half-written: names that :func:`atomic_path` lent."""
+    """Delete half-written results of killed processes: files with the temporary names of :func:`atomic_path`."""
     for name in dict.fromkeys(form.folder for form in FORMATS.values()):
         for parent, folders, names in os.walk(folder / name):  # links are not followed
             folders[:] = [one for one in folders if not one.startswith(".")]
@@ -535,7 +537,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_inside(folder: Path, result: str) -> bool:
-    """Whether nothing on the way from ``folder`` to ``result`` is a link, so that it lies where its name says."""
+    """Whether no folder between ``folder`` and ``result`` is a link, which could lead out of ``folder``."""
     place = folder
     for part in PurePosixPath(result).parent.parts:
         place = place / part
@@ -545,14 +547,14 @@ def is_inside(folder: Path, result: str) -> bool:
 
 
 def user_secret() -> bytes:
-    """This user's secret for new identifiers: 32 random bytes that never leave this machine by themselves.
+    """This user's secret for new identifiers: 32 random bytes that are never written into an output folder.
 
-    They lie in ``deidentify.key`` in the folder ``amsam-med`` of the user's state (``XDG_STATE_HOME``, by default
-    ``~/.local/state``), for nobody else to read, and are made when they are first needed. To go on with a folder on
-    another machine, bring this file there.
+    They are stored in ``deidentify.key`` in the folder ``amsam-med`` of the user's state (``XDG_STATE_HOME``, by
+    default ``~/.local/state``), readable by this user alone, and created on first use. To continue a folder on another
+    machine, copy this file there.
 
     Raises:
-        ConfigError: The file can be read by others, is damaged, or can be neither read nor made.
+        ConfigError: The file is readable by others, is damaged, or can be neither read nor created.
     """
     path = _key_file()
     try:
@@ -593,7 +595,8 @@ def _make_key(path: Path) -> None:
             file.write(f"{secrets.token_hex(32)}\n")
             file.flush()
             os.fsync(descriptor)
-        with suppress(FileExistsError):  # whoever is first has made it for all
+        # A link fails if the file exists, while a rename would replace it: of two first runs, both use the same secret.
+        with suppress(FileExistsError):
             os.link(made, path)
     finally:
         made.unlink(missing_ok=True)
@@ -605,13 +608,13 @@ def _open_journal(folder: Path) -> sqlite3.Connection:
     try:
         journal.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_ENTRY)
         journal.execute("PRAGMA trusted_schema = OFF")
-        # Exclusive: one run a folder, and no shared memory, which network file systems do not have.
+        # Exclusive: one run per folder, and no shared memory, which network file systems do not have.
         journal.execute("PRAGMA locking_mode = EXCLUSIVE")
         _refuse_foreign_tables(journal)
         journal.execute("PRAGMA journal_mode = WAL")
         journal.execute("PRAGMA synchronous = NORMAL")
         journal.executescript(_TABLES)
-        journal.execute("BEGIN IMMEDIATE")
+        journal.execute("BEGIN IMMEDIATE")  # takes the exclusive lock now, not at the first result
         journal.execute("COMMIT")
     except sqlite3.DatabaseError as error:
         journal.close()
@@ -624,8 +627,12 @@ def _open_journal(folder: Path) -> sqlite3.Connection:
 
 
 def _refuse_links(folder: Path) -> None:
-    """What is in the folder stays in it: a link in one from somebody else would lead the results anywhere."""
-    names = (*dict.fromkeys(form.folder for form in FORMATS.values()), JOURNAL, *(f"{JOURNAL}-{end}" for end in _ENDS))
+    """Refuse links in the places that are written to: in a received folder they could lead results anywhere."""
+    names = (
+        *dict.fromkeys(form.folder for form in FORMATS.values()),
+        JOURNAL,
+        *(f"{JOURNAL}-{end}" for end in _SQLITE_SUFFIXES),
+    )
     if linked := next((name for name in names if (folder / name).is_symlink()), None):
         raise ConfigError(
             f"{folder / linked} is a link, and nothing is written through one; delete it, or give another output folder"
@@ -633,7 +640,8 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _refuse_foreign_journal(folder: Path) -> None:
-    for path in (folder / JOURNAL, *(folder / f"{JOURNAL}-{end}" for end in _ENDS)):
+    # Before SQLite opens them: it would wait for a pipe, and delete the file that a super-journal names.
+    for path in (folder / JOURNAL, *(folder / f"{JOURNAL}-{end}" for end in _SQLITE_SUFFIXES)):
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(path.lstat().st_mode):
                 raise ConfigError(f"{path} is no file; delete it, or give another output folder")
@@ -646,7 +654,7 @@ def _refuse_foreign_journal(folder: Path) -> None:
 
 
 def _refuse_foreign_tables(journal: sqlite3.Connection) -> None:
-    """Other tables, views and triggers would have statements do other things than they say."""
+    """Refuse other tables, views and triggers, which could make our statements do something else."""
     schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
     expected = sqlite3.connect(":memory:")
     try:
@@ -660,7 +668,7 @@ def _refuse_foreign_tables(journal: sqlite3.Connection) -> None:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Ground truth often lies in folders, and under names, like these: never write over files of unknown origin."""
+    """Refuse files that no run wrote: ground truth is often stored in folders, and under names, like these."""
     folders = dict.fromkeys(form.folder for form in FORMATS.values())
     foreign = next((path for name in folders for path in (folder / name).rglob("*") if path.is_file()), None)
     other = (folder / RUN) if os.path.lexists(folder / RUN) else foreign
@@ -672,7 +680,7 @@ def _refuse_foreign_files(folder: Path) -> None:
 
 
 def _is_whole(result: Path) -> bool:
-    """Whether a result is there; after a power cut, some file systems have its name without its bytes."""
+    """Whether a result exists and is not empty: after a power cut, some file systems keep the name but no bytes."""
     try:
         status = result.lstat()
     except OSError:
@@ -681,7 +689,7 @@ def _is_whole(result: Path) -> bool:
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the entries that differ, those of nested entries with a dot."""
+    """Names of the entries that differ; nested entries as ``outer.inner``."""
     changed = []
     for name in sorted(earlier.keys() | now.keys()):
         before, after = earlier.get(name), now.get(name)
@@ -697,10 +705,10 @@ def _as_json(cells: Cells) -> str:
 
 
 def _cells(row: Sequence[Any]) -> Cells:
-    """A row of the journal.
+    """The cells of a row of the journal.
 
     Raises:
-        ValueError: It is none, or names a result that is not in its folder.
+        ValueError: They are not those of a row, or name a result that is not in its folder.
     """
     cells: Cells = json.loads(row[0])
     if not isinstance(cells, dict) or any(not isinstance(cell, str) for cell in cells.values()):
@@ -738,10 +746,10 @@ def _checked_file(found: Sequence[Any]) -> tuple[str, str, tuple[str, ...], bool
 
 
 def _part(number: object, row: object, thumbnail: object, mask: object) -> Part:
-    """A part as the journal has it.
+    """A part from its columns in the journal.
 
     Raises:
-        ValueError: It is none.
+        ValueError: They are not those of a part.
     """
     if not isinstance(row, str) or not isinstance(thumbnail, bytes | None) or not isinstance(mask, bytes | None):
         raise ValueError("no part")
@@ -760,7 +768,7 @@ _ROW = TypeAdapter(Row)
 
 
 def _stored(text: str) -> bytes:
-    """Text for the journal; bytes, as SQLite takes no lone surrogates, and they sort as the text does."""
+    """Text as bytes for the journal: SQLite refuses lone surrogates, and UTF-8 bytes sort as the text does."""
     return text.encode("utf-8", errors="surrogateescape")
 
 

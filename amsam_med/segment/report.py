@@ -1,10 +1,10 @@
-"""The report of a folder run: counts, distributions and a gallery as one HTML file that needs nothing but itself.
+"""The report of a folder run: counts, distributions and a gallery in one self-contained HTML file.
 
-The page opens from disk and asks for nothing from elsewhere; its policy forbids that as well. Everything it is told is
-text: in HTML it is escaped, and what its script shows comes from JSON and never becomes markup.
+The page opens from disk and loads nothing from elsewhere; its content security policy forbids that as well. All values
+are text: they are escaped in HTML, and what the script shows comes from JSON and never becomes markup.
 
-Pictures are taken one by one and wait in unnamed temporary files beside the report, since counts stand above them in
-the page: memory does not grow with their number, and for a moment the disk holds the gallery twice.
+Pictures are taken one by one and kept in unnamed temporary files beside the report, because the counts come before them
+in the page. So memory does not grow with their number, and for a moment the disk holds the gallery twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from amsam_med.segment.journal import RESULTS, FileFlag
 
 REPORT = "report.html"
 GALLERY_LIMIT = 10_000
-"""How many pictures the gallery holds; of more, the flagged and failed ones come first."""
+"""The most pictures in the gallery; if there are more, flagged and failed ones have precedence."""
 FLAG_MEANINGS = {
     Flag.NO_BOX.value: "The detector found no object, and the mask was drawn without a box.",
     Flag.BOX_MASK_DISAGREE.value: "The box and the mask are not of the same thing.",
@@ -44,17 +44,17 @@ FLAG_MEANINGS = {
     FileFlag.BURNED_IN.value: "The file says that text is burned into its pixels: perhaps the patient's name.",
 }
 
-_FILE_COLUMN = "_file"  # how the name of a column ends that names a result file
+_FILE_COLUMN = "_file"  # the names of columns with result files end so
 
 
 class Card(NamedTuple):
     """One picture of the report.
 
     Attributes:
-        cells: The picture's row of ``results.csv`` as text, with the columns of :class:`.journal.Row`; more
-            may come, and all are shown. ``picture`` is its number in its file, where a file holds several. Columns
-            whose name ends in ``_file`` hold paths relative to the report's folder and become links.
-        thumbnail: A JPEG of some 160 pixels with the outline drawn in; None where there is none.
+        cells: The picture's row of ``results.csv`` as text, with the columns of :class:`.journal.Row`; further
+            columns are shown as well. ``picture`` is its number, if its file holds several. Columns whose name ends in
+            ``_file`` hold paths relative to the report's folder and become links.
+        thumbnail: A JPEG of about 160 pixels with the outline drawn in; None if there is no result.
     """
 
     cells: Mapping[str, str]
@@ -66,10 +66,10 @@ class Plot(NamedTuple):
 
     Attributes:
         column: The column of its numbers.
-        title: What they are.
-        unit: What stands at the axis.
-        top: The largest possible number; the least is 0.
-        sign: What follows a number in running text.
+        title: Title of the plot.
+        unit: Label of the axis.
+        top: The largest possible number; the smallest is 0.
+        sign: Unit that follows a number in running text.
     """
 
     column: str
@@ -95,21 +95,24 @@ def write_report(
     Args:
         path: The file, in the output folder that the cards' paths are relative to.
         title: The page's heading.
-        facts: What made these results, by name, in this order: bundle, weights, command, date, version.
-        cards: The pictures, taken once and one by one; the gallery shows them by file name.
-        limit: How many pictures the gallery holds. Counts and plots are always of all.
+        facts: What made these results, by name: bundle, weights, command, date, version; shown in this order.
+        cards: The pictures, iterated over once; the gallery shows them in this order.
+        limit: The most pictures in the gallery. Counts and plots are always of all pictures.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     with ExitStack() as stack:
-        urgent, rest = (stack.enter_context(Shelf(path.parent)) for _ in range(2))
+        urgent, rest = (stack.enter_context(CardFile(path.parent)) for _ in range(2))
         for number, card in enumerate(cards):
             tally.add(card.cells)
-            shelf = urgent if is_urgent(card.cells) else rest
-            if urgent.count + rest.count < limit or (shelf is urgent and urgent.count < limit):
-                shelf.add(number, card)
+            card_file = urgent if is_urgent(card.cells) else rest
+            if urgent.count + rest.count < limit or (card_file is urgent and urgent.count < limit):
+                card_file.add(number, card)
         pieces = _pieces(title, facts, tally, urgent, rest, limit)
-        with atomic_path(path) as lent, lent.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as to:
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as to,
+        ):
             to.writelines(pieces)
 
 
@@ -119,13 +122,13 @@ def is_urgent(cells: Mapping[str, str]) -> bool:
 
 
 class Tally:
-    """Counts and distributions of pictures that are seen once.
+    """Counts and distributions of pictures, in one pass over them.
 
     Attributes:
-        counts: How many pictures there are, by what happened to them.
-        urgent: How many failed or are flagged.
-        flags: How many have each word of :class:`amsam_med.infer.Flag`.
-        histograms: The numbers of each of :data:`PLOTS`, by column.
+        counts: Numbers of pictures by outcome.
+        urgent: Number of pictures that failed or are flagged.
+        flags: Number of pictures by flag of :class:`amsam_med.infer.Flag`.
+        histograms: Histograms of :data:`PLOTS`, by column.
     """
 
     def __init__(self) -> None:
@@ -135,7 +138,7 @@ class Tally:
         self.histograms = {plot.column: Histogram(plot.top) for plot in PLOTS}
 
     def add(self, cells: Mapping[str, str]) -> None:
-        """Take in a picture."""
+        """Count a picture."""
         words = _words(cells)
         self.counts["pictures"] += 1
         self.counts["failed" if cells.get("error") else "done"] += 1
@@ -144,19 +147,19 @@ class Tally:
         self.urgent += is_urgent(cells)
         self.flags.update(words)
         for column, histogram in self.histograms.items():
-            value = _number(_told(cells).get(column, ""))
+            value = _number(_meaningful_cells(cells).get(column, ""))
             if value is not None:
                 histogram.add(value, bool(words))
 
 
 class Histogram:
-    """Numbers in narrow bins, from which bins to draw and the median are made without keeping the numbers.
+    """A histogram of narrow bins, from which wider bins and the median are computed without keeping the numbers.
 
     Args:
         top: The largest possible number; numbers outside ``[0, top]`` count as its ends.
 
     Attributes:
-        count: How many numbers there are.
+        count: The number of values added.
     """
 
     NARROW = 2000
@@ -169,7 +172,7 @@ class Histogram:
         self._all, self._doubted = [0] * self.NARROW, [0] * self.NARROW
 
     def add(self, value: float, is_doubted: bool) -> None:
-        """Take in a number, and whether its picture is flagged."""
+        """Add a value, and whether its picture is flagged."""
         share = min(max(value / self._top, 0.0), 1.0)
         place = min(int(share * self.NARROW), self.NARROW - 1)
         self.count += 1
@@ -183,25 +186,25 @@ class Histogram:
         return (place + 0.5) * self._top / self.NARROW
 
     def drawn_top(self) -> float:
-        """The end of the axis: the least of a few round shares of ``top`` that holds every number."""
+        """The end of the axis: the smallest of a few round shares of ``top`` that covers every value."""
         last = max((place for place, count in enumerate(self._all) if count), default=0)
         return self._top * next(share for share in self._SHARES if last < share * self.NARROW)
 
     def drawn_bins(self) -> list[tuple[int, int]]:
-        """How many numbers, and of these how many of flagged pictures, each of the :data:`DRAWN` bins holds."""
+        """Number of values, and number of flagged pictures among them, for each of the :data:`DRAWN` bins."""
         width = round(self.drawn_top() / self._top * self.NARROW / self.DRAWN)
         starts = range(0, width * self.DRAWN, width)
         return [(sum(self._all[at : at + width]), sum(self._doubted[at : at + width])) for at in starts]
 
 
-class Shelf:
-    """Cards in a temporary file without a name, each as two lines: its row as JSON, its thumbnail as base64.
+class CardFile:
+    """Cards in an unnamed temporary file, two lines per card: its row as JSON and its thumbnail as base64.
 
     Args:
-        folder: Where the file is, since it may be large.
+        folder: Where to put the file: the output folder, as the system's temporary folder may be too small.
 
     Attributes:
-        count: How many cards there are.
+        count: The number of cards.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -209,14 +212,14 @@ class Shelf:
         self._numbers: list[int] = []
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by __exit__
 
-    def __enter__(self) -> Shelf:
+    def __enter__(self) -> CardFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, number: int, card: Card) -> None:
-        """Put a card down, under its number in the run."""
+        """Append a card with its number in the run."""
         self.count += 1
         self._numbers.append(number)
         self._file.write(_row_json(card.cells).encode("ascii") + b"\n")
@@ -237,9 +240,9 @@ class _FlagRow:
 
 
 def _pieces(
-    title: str, facts: Mapping[str, str], tally: Tally, urgent: Shelf, rest: Shelf, limit: int
+    title: str, facts: Mapping[str, str], tally: Tally, urgent: CardFile, rest: CardFile, limit: int
 ) -> Iterator[str]:
-    """The page, piece by piece, so that no gallery has to fit into memory."""
+    """The page piece by piece, so that the gallery need not fit into memory."""
 
     def kept() -> Iterator[tuple[int, str, str]]:
         """The gallery's cards in the order of the run."""
@@ -264,7 +267,7 @@ def _pieces(
 
 
 def _scope(tally: Tally, limit: int) -> str:
-    """Which pictures the gallery holds, where it does not hold all."""
+    """A sentence on which pictures the gallery holds, if it does not hold all."""
     total, urgent = tally.counts["pictures"], tally.urgent
     if total <= limit:
         return ""
@@ -283,7 +286,7 @@ def _words(cells: Mapping[str, str]) -> list[str]:
 
 
 def _number(text: str) -> float | None:
-    """A cell's number; None for what is empty, not finite or no number at all."""
+    """A cell's number; None if it is empty, not finite or not a number."""
     try:
         value = float(text)
     except ValueError:
@@ -291,26 +294,26 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _told(cells: Mapping[str, str]) -> dict[str, str]:
-    """The cells that say something: the confidence 0 of a box that is not there does not."""
+def _meaningful_cells(cells: Mapping[str, str]) -> dict[str, str]:
+    """The cells that carry information: not the empty ones, nor the confidence of a box that was not used."""
     has_no_box = cells.get("box_source") in WITHOUT_BOX
     return {name: cell for name, cell in cells.items() if cell and not (has_no_box and name == "box_confidence")}
 
 
 def _row_json(cells: Mapping[str, str]) -> str:
-    """A card as the page's script reads it: ASCII on one line, and nothing in it ends or opens an element."""
-    told = _told(cells)
+    """A card as JSON for the page's script: ASCII on one line, without "<", so that it cannot end the element."""
+    told = _meaningful_cells(cells)
     links = {name.removesuffix(_FILE_COLUMN): _link(cell) for name, cell in told.items() if name.endswith(_FILE_COLUMN)}
     shown = {name: visible(cell) for name, cell in told.items() if not name.endswith(_FILE_COLUMN)}
     return json.dumps({"cells": shown, "links": links}, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _link(path: str) -> str:
-    """The address of a file beside the page; no path can become a scheme or another host."""
+    """The relative address of a file beside the page; "./" keeps a path from being read as a scheme or a host."""
     return "./" + quote(path, errors="surrogateescape")
 
 
-_WIDTH, _HEIGHT = 320.0, 190.0  # of a plot, in units of its own
+_WIDTH, _HEIGHT = 320.0, 190.0  # of a plot, in SVG units
 _LEFT, _RIGHT, _TOP, _BASE = 58.0, 300.0, 24.0, 150.0  # of the area between its axes
 _DIVISIONS = 5  # of the horizontal axis
 _MOST_STEPS = 5  # of the vertical axis
@@ -351,7 +354,7 @@ class _BinRow:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A plot as the template draws it, in units of its own; ``rows`` are for readers who do not see it."""
+    """A plot as the template draws it, in SVG units; ``rows`` are a table for screen readers."""
 
     title: str
     unit: str
@@ -434,7 +437,7 @@ def _pictures(count: int) -> str:
 
 
 def _round_step(most: int) -> int:
-    """The least of 1, 2, 5, 10, ... that counts to ``most`` in :data:`_MOST_STEPS` steps."""
+    """The smallest of 1, 2, 5, 10, ... that reaches ``most`` in :data:`_MOST_STEPS` steps."""
     magnitude = 1
     while 5 * magnitude * _MOST_STEPS < most:
         magnitude *= 10

@@ -1,19 +1,19 @@
-"""Segmenting any number of images, files, folders, archives and servers, with a bundle's parts.
+"""``segment``: any number of images from files, folders, archives and servers, with a bundle's parts.
 
-Threads read ahead and write behind; between them the network works in batches. However long the list is, only a few
-batches of it are held in memory. A file that cannot be read or written becomes a row with its error, and the rest is
-done. The output folder::
+Threads read ahead and write behind; between them the network computes in batches. However long the list is, only a few
+batches of it are held in memory. A file that cannot be read or written becomes a row with its error, and the run goes
+on. The output folder::
 
     masks/<sub-folder>/<stem>_segmentation.png          0 and 255 (class ids where there are several), original size
     overlays/<sub-folder>/<stem>_overlay.jpg            outline and box over the image
-    contours/, nifti/, dicom_seg/, dicom_sr/            where they are asked for; see amsam_med.segment.formats.FORMATS
+    contours/, nifti/, dicom_seg/, dicom_sr/            if requested; see amsam_med.segment.formats.FORMATS
     results.csv, run.json, journal.sqlite               see amsam_med.segment.journal
-    report.html                                         all of it to look at
+    report.html                                         counts and a gallery of all results
 
-The sub-folder is the one that the image has in its input folder. Pictures of a file that holds several are numbered
-from 1: ``<stem>_0001_segmentation.png``. How names are kept apart is in :mod:`amsam_med.segment.inputs`.
+The sub-folder is the image's path within its input folder. Pictures of a file that holds several are numbered from 1:
+``<stem>_0001_segmentation.png``. :mod:`amsam_med.segment.inputs` says how names are kept unique.
 
-A later run into the same folder skips a file whose bytes and results are as they were, if weights and settings are.
+A later run into the same folder skips a file if its bytes, its results, the weights and the settings are unchanged.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _COUNTS = ("images", "done", "failed", "skipped", "pictures", "without_box", "fl
 
 
 class Step(NamedTuple):
-    """One file is finished or skipped: how many of this run's files are, of how many, and which it was."""
+    """Progress of a run: files finished or skipped, files in total, and the latest file."""
 
     finished: int
     total: int
@@ -85,12 +85,12 @@ class SegmentSummary:
         images: How many image files there are in the inputs.
         done: Files segmented by this run.
         failed: Files with an error.
-        skipped: Files that an earlier run had done.
+        skipped: Files that an earlier run had finished.
         pictures: Pictures segmented by this run; a file may hold several.
         without_box: Pictures among them for which the detector found no box.
-        flagged: Pictures among them that deserve a look; ``results.csv`` says why.
-        seconds: Wall time from the first file read to the last one written; loading the weights is not in it.
-        signal_number: What it was stopped by; None where nothing stopped it.
+        flagged: Pictures among them that have a flag; ``results.csv`` says which.
+        seconds: Wall time from the first file read to the last one written, without loading the weights.
+        signal_number: The signal that stopped the run; None if none did.
         failures: (file, error) of the first :data:`SHOWN_FAILURES` failed files.
     """
 
@@ -108,21 +108,21 @@ class SegmentSummary:
 
     @property
     def finished(self) -> int:
-        """Images that this run has done or failed to do."""
+        """Files that this run has segmented or failed to segment."""
         return self.done + self.failed
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether images are left that the run did not reach."""
+        """Whether the run ended before it reached all files."""
         return self.finished + self.skipped < self.images
 
     @property
     def images_per_second(self) -> float:
-        """Pictures segmented a second of wall time."""
+        """Pictures segmented per second of wall time."""
         return self.pictures / self.seconds if self.seconds else 0.0
 
     def count(self, outcome: Outcome) -> None:
-        """Take in one finished file."""
+        """Add the counts of one finished file."""
         rows = [picture.row for picture in outcome.pictures]
         error = next((row.error for row in rows if row.error), "")
         self.skipped += not rows
@@ -142,14 +142,14 @@ def segment(
     progress: Progress | None = None,
     **chosen: Any,
 ) -> SegmentSummary:
-    """Segment files, folders, archives of images, and what a DICOMweb server has.
+    """Segment image files, folders, archives, and instances on a DICOMweb server.
 
-    Ctrl-C, SIGTERM and SIGHUP end the run after the batch in hand, with its results kept; a second one ends it at once.
+    Ctrl-C, SIGTERM and SIGHUP end the run after the current batch, keeping its results; a second one ends it at once.
 
     Args:
         inputs: Image files, zip archives, folders that are searched with their sub-folders, ``dicomweb:`` addresses;
             one or several.
-        output: The output folder; made where it is missing. It may lie in an input folder.
+        output: The output folder; created if missing. It may be inside an input folder.
         options: See :class:`amsam_med.options.SegmentOptions`.
         progress: Called after each file, in the caller's thread.
         **chosen: Fields of :class:`SegmentOptions` by name, in place of those of ``options``.
@@ -158,7 +158,7 @@ def segment(
         DataError: An input does not exist or holds no images, a server does not answer, or there is no such bundle.
         ConfigError: An option is unknown, the output folder holds files that must not be mixed with these results, or
             there is no room left in it; or the Ray cluster is not there, does not see the output folder, or fails.
-        WeightsError: Model, adapter, base or detector are not at hand.
+        WeightsError: The file of the model, adapter, base or detector is missing or damaged.
         MissingExtraError: A format, an input or the engine needs an extra that is not installed.
     """
     options = with_chosen(options or SegmentOptions(), chosen)
@@ -167,7 +167,7 @@ def segment(
     _check(options)
     files = list_inputs(map(str, inputs), _is_result_folder(), options.keeps_identifiers)
     model = _model(options, is_driver=options.engine == "ray")
-    model.load()  # say what is wrong with its files before the output folder is touched
+    model.load()  # errors in weight files are reported before the output folder is touched
     fingerprint = _fingerprint(model, options)
     summary = SegmentSummary(output, len(files))
     with (
@@ -192,6 +192,7 @@ def segment(
             state = "interrupted" if summary.is_interrupted else "complete"
         finally:
             summary.seconds = time.monotonic() - start
+            # After a failure, a second error while closing the records would hide the first one.
             with suppress(OSError, sqlite3.Error) if state == "failed" else _room_in(output):
                 records.finish(state, _outcome(summary))
                 if options.has_report:
@@ -210,6 +211,7 @@ def _run(
 ) -> None:
     def earlier(file: InputFile) -> Earlier | None:
         found = records.earlier(file.name)
+        # With overwrite nothing is skipped, but the earlier results are still known, so that stale ones are deleted.
         return replace(found, is_done=False, file=file.file, parts={}) if found and overwrite else found
 
     with closing(stages.run(files, earlier, is_interrupted)) as outcomes:
@@ -226,7 +228,7 @@ def _run(
 
 @contextmanager
 def _interrupts_noted(summary: SegmentSummary) -> Iterator[threading.Event]:
-    """Let the first Ctrl-C, SIGTERM or SIGHUP set an event, and the second one do what it did before."""
+    """Make the first Ctrl-C, SIGTERM or SIGHUP set an event, and restore the previous handlers for the second."""
     is_interrupted = threading.Event()
     before: dict[signal.Signals, Any] = {}
 
@@ -239,10 +241,10 @@ def _interrupts_noted(summary: SegmentSummary) -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    if threading.current_thread() is threading.main_thread():  # only there handlers may be set
-        names = ("SIGINT", "SIGTERM", "SIGHUP")
+    if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
         found = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
-        # A job in the background ignores Ctrl-C, one that is to outlive its terminal SIGHUP.
+        # Ignored signals stay ignored: a background job ignores Ctrl-C, and nohup ignores SIGHUP.
         before |= {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
         for number in before:
             signal.signal(number, note)
@@ -272,7 +274,7 @@ def _check(options: SegmentOptions) -> None:
 
 
 def _is_result_folder() -> Callable[[Path], bool]:
-    """Whether a folder holds results of an earlier run."""
+    """A function that tells whether a folder holds results of an earlier run, which are not inputs."""
     names = {form.folder for form in FORMATS.values()}
     is_output = cache(lambda folder: read_run(folder) is not None)
     return lambda folder: folder.name in names and is_output(folder.parent)
@@ -280,7 +282,7 @@ def _is_result_folder() -> Callable[[Path], bool]:
 
 @contextmanager
 def _room_in(output: Path) -> Iterator[None]:
-    """Say plainly that the output folder takes nothing more."""
+    """Turn errors of writing to the output folder into one plain sentence."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
@@ -305,8 +307,8 @@ def _stages(model: Model, options: SegmentOptions, output: Path, salt: str | Non
 def _stages_of_cluster(
     options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> RayStages:
-    """Stages of workers whose folder is another, and which have a GPU only if they are given one."""
-    device: DeviceName = "cuda" if options.device == "cuda" else "cpu"
+    """Stages for workers, whose working directory differs from the driver's: paths become absolute."""
+    device: DeviceName = "cuda" if options.device == "cuda" else "cpu"  # Ray hides GPUs that were not requested
     elsewhere = replace(
         options,
         bundle=_known_or_absolute(options.bundle, shipped_bundles()),
@@ -323,6 +325,7 @@ def _stages_elsewhere(
     options: SegmentOptions, output: Path, fingerprint: Mapping[str, Any], salt: str | None
 ) -> Stages:
     model = _model(options)
+    # Every node has its own installation; without this check, results of one run could come from different weights.
     if (found := _fingerprint(model, options)) != fingerprint:
         differing = ", ".join(name for name in fingerprint if found.get(name) != fingerprint[name])
         raise ConfigError(
@@ -339,14 +342,14 @@ def _known_or_absolute(name_or_path: FilePath | None, known: Sequence[str]) -> s
 
 
 def _model(options: SegmentOptions, is_driver: bool = False) -> Model:
-    """The model, of which nothing is built yet; a driver, which does not compute, needs no GPU."""
+    """The model, whose parts are not built yet; a Ray driver does not compute and so needs no GPU."""
     device = "cpu" if is_driver else options.device
     chosen = model_overrides(options.adapter, options.base_weights, options.detector, device, options.test_views)
     return Model(open_bundle(str(options.bundle), "inference", {**chosen, **options.overrides}))
 
 
 def _fingerprint(model: Model, options: SegmentOptions) -> dict[str, Any]:
-    """What a result depends on besides its image."""
+    """Everything that a result depends on besides its image."""
     reading = {"slice_axis": options.slice_axis, "window": options.window, "deidentified": options.deidentifies}
     return {**model.fingerprint, **reading}
 
@@ -365,7 +368,7 @@ def _settings(
 
 
 def _as_utf8(word: str) -> str:
-    """A word without bytes that are no text, which are escaped where there are any."""
+    """A word of the command with bytes that are not UTF-8 escaped, since run.json must be valid UTF-8."""
     return visible(word) if any("\ud800" <= character <= "\udfff" for character in word) else word
 
 

@@ -1,15 +1,15 @@
-"""One file's way through a folder run: opened and read in threads, segmented, written in threads.
+"""The stages of a folder run: files are opened and read in threads, segmented, and written in threads.
 
-On a CPU as many pictures are segmented at once as torch has threads, each in one; elsewhere they go in batches.
+On a CPU as many pictures are segmented at once as torch has threads, one picture per thread; on other devices they are
+segmented in batches.
 
-The stages are the bundle's own parts, so masks are those of every other face. A file may hold many pictures (frames,
-pages, slices): each goes its own way, and when the last one is written, so are the results of the whole file. Each is
-reported as soon as it is written, so that a run that is killed need not do it again. A fault of one picture stays with
-it.
+The stages call the bundle's own parts, so masks equal those of the label server and of the Python API. A file may hold
+many pictures (frames, pages, slices). Each picture passes the stages on its own, and results of the whole file are
+written after its last picture. Each picture is reported as soon as it is written, so a run that is killed does not
+repeat it. An error in one picture does not affect the others.
 
-How much is in hand is bounded in bytes as well as in number: local copies on the temporary disk by
-:data:`COPIED_BYTES`, the memory of pictures that are decoded, measured or drawn by a quarter of the machine's. A single
-one may be larger.
+Work in progress is bounded in bytes as well as in number: local copies on the temporary disk by :data:`COPIED_BYTES`,
+the memory for decoding, measuring and drawing by a quarter of the machine's. A single picture may exceed the bound.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ from amsam_med.segment.journal import Earlier, FileFlag, Part, Picture, Row, is_
 from amsam_med.threads import single_threaded_pool
 
 COPIED_BYTES = 1 << 30
-"""How much of the temporary disk local copies take at once, as far as their sizes are known."""
+"""Bytes of the temporary disk that local copies may take at once, as far as their sizes are known."""
 LEAST_PICTURE_BYTES = 3 << 29
-"""How much memory pictures in work may take at once in any case; on a large machine it is a quarter of its memory."""
+"""Memory that pictures in progress may always take together; on a large machine it is a quarter of its memory."""
 
-_BYTES_PER_PIXEL = 24  # of a picture in work, as measured: decoded, as float for the network, measured and drawn
+_BYTES_PER_PIXEL = 24  # peak per picture in progress, as measured: decoded, as network input, measured and drawn
 _MOST_HELPERS = 8
-_KEPT_BYTES = 4 << 20  # a decoded picture up to this size is kept until it is written; a larger one is read again
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_KEPT_BYTES = 4 << 20  # a decoded picture up to this size stays in memory until written; a larger one is read again
+_NO_MORE_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # every later file would fail in the same way
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Reading(NamedTuple):
-    """How files are read; results depend on it.
+    """How files are read. Results depend on it, so it is part of the run's fingerprint.
 
     Attributes:
         slice_axis: As for :func:`amsam_med.data.readers.open_image`.
@@ -76,14 +76,14 @@ class Reading(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A file has gone its way.
+    """The outcome of a file that has passed all stages, or of one picture of a file that has not yet.
 
     Attributes:
-        file: Which one.
-        pictures: Of a file that was segmented or failed; none of one that an earlier run had done.
+        file: The file.
+        pictures: Its pictures, if it was segmented or failed; empty if an earlier run had finished it.
         formats: Names of the formats that were written.
-        taken_over: How many of the pictures an earlier run had done.
-        part: One picture of several, of a file that has not gone its whole way yet.
+        taken_over: How many of the pictures an earlier run had finished.
+        part: The finished picture of a file that still has unfinished ones; None when the whole file is finished.
     """
 
     file: InputFile
@@ -94,16 +94,16 @@ class Outcome(NamedTuple):
 
 
 class Stages:
-    """An opened model as stages that files pass.
+    """The stages that every file passes, with an opened model.
 
     Args:
-        model: What segments.
+        model: The model that segments.
         output: Folder for the results.
         formats: Names of the :data:`FORMATS` to write.
         batch_size: Pictures that the network takes at once, at most.
         reading: How files are read.
-        labels: What the classes mean, and who says so; for DICOM results.
-        stores: Whether DICOM results go back to the server that the image came from.
+        labels: Meaning of the classes and digests of the weights, for DICOM results.
+        stores: Whether DICOM results are sent back to the server that the image came from.
 
     Attributes:
         device: Where the network computes.
@@ -133,14 +133,14 @@ class Stages:
         earlier: Callable[[InputFile], Earlier | None],
         is_interrupted: threading.Event,
     ) -> Generator[Outcome]:
-        """The outcomes of all files in order; after an interrupt, those that the batches begun before it complete.
+        """Yield the outcomes of all files in order; after an interrupt, only those whose batch has begun.
 
-        Those of files of several pictures are preceded by one with a ``part`` for each picture that is done.
+        The outcome of a file with several pictures is preceded by one with a ``part`` for each finished picture.
 
         Args:
-            files: What to segment.
-            earlier: What is recorded of a file; None to do it again in any case.
-            is_interrupted: Set to stop after the pictures in hand.
+            files: The files to segment.
+            earlier: Returns what an earlier run recorded of a file; None to segment it in any case.
+            is_interrupted: Set to stop after the pictures in progress.
 
         Raises:
             ConfigError: The output folder holds results of another file under a name, there is no room left in it, or
@@ -148,11 +148,14 @@ class Stages:
         """
         helpers = max(1, min(_MOST_HELPERS, torch.get_num_threads() // 2))
         ahead = 2 * self._batch_size
-        admitted = _Admitted(files, COPIED_BYTES)
-        full = admitted.is_full  # then what is in hand goes on before more is taken up
+        limited = _LimitedInputs(files, COPIED_BYTES)
+        # A full temporary disk can only be freed by finishing files, so every stage then drains before it takes more.
+        full = limited.is_full
         try:
+            # Each stage is a generator that pulls from the one before it, so the slowest one sets the pace and no queue
+            # grows. The with statement closes them from the last to the first: a consumer never outlives its source.
             with (
-                closing(_in_order(lambda one: self._open(one, earlier(one)), admitted, helpers, ahead, full)) as opened,
+                closing(_in_order(lambda one: self._open(one, earlier(one)), limited, helpers, ahead, full)) as opened,
                 closing(_in_order(self._read, _jobs(opened), helpers, ahead, full)) as jobs,
                 closing(self._predicted(jobs, is_interrupted, full)) as predicted,
                 closing(_in_order(self._write, predicted, helpers, self._batch_size, full)) as done,
@@ -160,7 +163,7 @@ class Stages:
                 for job in done:
                     if job.is_last:
                         outcome = self._close(job.file)
-                        admitted.leave(job.file.given)
+                        limited.release(job.file.given)
                         yield outcome
                     elif job.is_new_part:
                         yield Outcome(job.file.given, (), job.file.formats, part=job.part())
@@ -184,12 +187,13 @@ class Stages:
         return job
 
     def _with_memory(self, job: _Job, work: Callable[[], object]) -> None:
-        """Do work on a picture when there is memory for it; if there is not, once more with nothing else in work."""
+        """Run ``work`` on a picture once its share of memory is free; on a MemoryError once more, alone."""
         needed = _BYTES_PER_PIXEL * job.file.pixel_count(job.index)
         try:
             with self._memory.held(needed):
                 work()
         except MemoryError:
+            # The estimate does not know what other programs take; alone, the picture may still fit.
             try:
                 with self._memory.held(self._memory.total):
                     work()
@@ -205,14 +209,17 @@ class Stages:
         job.size = job.prepared.size
         job.kept = pixels if pixels.nbytes <= _KEPT_BYTES else None
         prepared = job.prepared.inputs
-        if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):  # it shows enough, and costs less
+        if THUMBNAIL_SIDE <= prepared.shape[-1] < max(job.size):
+            # Thumbnails start from the network's input: it is large enough, and cheaper to shrink than the picture.
             job.preview = (255 * prepared).round().byte().numpy()
 
     def _predicted(
         self, jobs: Iterator[_Job], is_interrupted: threading.Event, is_full: Callable[[], bool]
     ) -> Generator[_Job]:
         wanted = itertools.takewhile(lambda _: not is_interrupted.is_set(), jobs)
-        if self.device.type == "cpu":  # one by one, as the inferer would do with a batch; but none waits for another
+        if self.device.type == "cpu":
+            # The inferer splits a batch into single images on a CPU anyway. Sent one by one, no image waits for the
+            # slowest of its batch, and results do not depend on the batch size.
             workers = min(torch.get_num_threads(), self._batch_size)
             yield from _in_order(self._predict_one, wanted, workers, self._batch_size, is_full)
         while batch := list(itertools.islice(wanted, 1)):
@@ -248,7 +255,7 @@ class Stages:
                 certainty=round(answer.certainty, 4),
                 box_agreement=None if answer.box_in_original is None else round(answer.box_agreement, 4),
             )
-        seconds = (time.perf_counter() - start) / len(jobs)
+        seconds = (time.perf_counter() - start) / len(jobs)  # a batch is computed as one, so all get an equal share
         for job in jobs:
             job.seconds += seconds
 
@@ -258,6 +265,7 @@ class Stages:
             if not (job.error or file.error or job.earlier):
                 with job.at_work(self._output):
                     self._with_memory(job, lambda: self._write_picture(job))
+            # The job itself lives until its file is finished, which may be thousands of pictures later.
             job.prepared = job.answer = job.kept = job.preview = None
             if file.take(job):
                 with _faults_of(file, self._output):
@@ -283,10 +291,10 @@ class Stages:
                 form.of_picture(result, self._path_of(job.files[form.column]))
 
     def _write_file(self, file: _File) -> None:
-        """The results of a whole file, once all its pictures are done."""
+        """Write the results of a whole file, once all its pictures are finished."""
         if file.error or any(job.error for job in file.jobs):
-            return
-        file.jobs.sort(key=lambda job: job.index)  # they come as they are done
+            return  # a volume with missing slices would look complete
+        file.jobs.sort(key=lambda job: job.index)  # writing threads finish in any order
         file.check_unchanged()
         masks = PackedMasks([job.mask for job in file.jobs if job.mask is not None])
         measured = [asdict(job.row.measured) for job in file.jobs if job.row.measured is not None]
@@ -301,20 +309,20 @@ class Stages:
                 written[name], file.files[form.column] = path, form.file(file.given.name)
         to_store = [path for path in written.values() if path.suffix == ".dcm"]
         if self._stores and to_store and file.given.kind == "dicomweb":
-            DicomWeb(file.given.place).store(to_store)
+            DicomWeb(file.given.location).store(to_store)
 
     def _path_of(self, result: str) -> Path:
-        """Where a result is written.
+        """The path to which a result is written.
 
         Raises:
-            DataError: A link leads from there to another place.
+            DataError: A folder on the way there is a link.
         """
         if not is_inside(self._output, result):
             raise DataError(f"a folder of {Path(result).name} is a link, and nothing is written through one; delete it")
         return self._output / result
 
     def _close(self, file: _File) -> Outcome:
-        """The outcome of a file; results that are no longer true are gone."""
+        """The outcome of a file, after deleting earlier results that no longer hold."""
         file.close()
         self._open_files.discard(file)
         if file.is_skipped:
@@ -325,7 +333,7 @@ class Stages:
         if any(picture.row.error for picture in pictures):
             names = {file.given.name, *(job.name for job in file.jobs)}
             stale |= {form.file(name) for form in FORMATS.values() for name in names} - kept
-        for result in stale:  # nothing may pass for the result of an image that has none
+        for result in stale:  # a leftover mask would pass for the result of an image that has none
             with suppress(OSError):
                 if is_inside(self._output, result):
                     (self._output / result).unlink()
@@ -333,28 +341,28 @@ class Stages:
 
 
 class _File:
-    """A file on its way: what is known of it so far, and the first error that is not one picture's alone."""
+    """A file in progress: what is known of it so far, and the first error that concerns more than one picture."""
 
     def __init__(self, given: InputFile, earlier: Earlier | None, formats: Sequence[str]) -> None:
         self.given, self.earlier = given, earlier
-        # A format that an earlier run wrote is written again, so that all results of a file are of one kind.
+        # Formats of an earlier run are written again, so that all results of a file come from the same weights.
         self.formats = tuple(dict.fromkeys((*formats, *(earlier.formats if earlier else ()))))
         self.is_skipped, self.error, self.digest, self.image_format = False, "", "", ""
         self.count = 1
         self.spacing_mm: tuple[float, float] | None = None
         self.jobs: list[_Job] = []
-        self.files: dict[str, str] = {}  # results of the whole file
-        self.parts: dict[int, Part] = {}  # what an earlier run has done of it
-        self.path = Path(given.member or given.place)
+        self.files: dict[str, str] = {}  # results of the whole file, by column
+        self.parts: dict[int, Part] = {}  # pictures that an earlier run finished, by number from 1
+        self.path = Path(given.member or given.location)
         self._held = ExitStack()
         self._image: ImageFile | None = None
         self._lock = threading.Lock()
-        self._asked = formats
+        self._requested = formats
 
     def open(self, reading: Reading) -> None:
-        """Look whether there is anything to do, and how many pictures the file holds."""
+        """Find out whether there is anything to do, and how many pictures the file holds."""
         self.path = self._held.enter_context(local_copy(self.given))
-        self._state = _state(self.path)
+        self._state = _state(self.path)  # before hashing, so that a change while hashing is noticed as well
         self.digest = file_digest(self.path)
         if self.earlier is not None:
             is_same = self.earlier.sha256 == self.digest
@@ -363,7 +371,7 @@ class _File:
                     f"the output folder holds results of {self.earlier.file} under the name that those of "
                     f"{self.given.file} would get; give another output folder, or --overwrite to replace them"
                 )
-            self.is_skipped = is_same and self.earlier.is_done and set(self._asked) <= set(self.earlier.formats)
+            self.is_skipped = is_same and self.earlier.is_done and set(self._requested) <= set(self.earlier.formats)
         if not self.is_skipped:
             image = open_image(self.path, slice_axis=reading.slice_axis, window=reading.window)
             self._image = self._held.enter_context(image)
@@ -378,7 +386,7 @@ class _File:
                 self.parts = {number: part for number, part in parts if number <= self.count and self._is_usable(part)}
 
     def _is_usable(self, part: Part) -> bool:
-        """Whether a part has all that the formats of whole files take."""
+        """Whether a recorded picture has everything that formats of whole files need."""
         if part.picture.row.measured is None:
             return False
         if not any(FORMATS[name].of_file for name in self.formats):
@@ -386,41 +394,42 @@ class _File:
         return part.mask is not None and _is_mask_of(part.mask, part.picture.row)
 
     def flags(self) -> tuple[str, ...]:
-        """Why all pictures of the file deserve a look; mostly none."""
+        """Flags that hold for all pictures of the file; usually none."""
         assert self._image is not None
         found = {FileFlag.DAMAGED: bool(self._image.damage), FileFlag.BURNED_IN: self._image.is_annotated}
         return tuple(flag.value for flag, is_so in found.items() if is_so)
 
     def pixel_count(self, index: int) -> int:
-        """How many pixels a picture has, by its header; 0 where that is damaged."""
+        """The number of pixels of a picture by its header; 0 if the header is damaged."""
         assert self._image is not None
         with self._lock, suppress(DataError):
             height, width = self._image.size(index)
-            return height * width if height * width <= PIXEL_LIMIT else 0  # a larger one is refused
+            # Beyond the limit the reader refuses it, which takes no memory: it need not wait for any.
+            return height * width if height * width <= PIXEL_LIMIT else 0
         return 0
 
     @property
     def name_on_disk(self) -> str:
-        """Name of the file that is read."""
+        """Name of the file that readers open, which is a temporary copy for archives and servers."""
         return self.path.name
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """A picture, uint8 ``(3, H, W)`` RGB."""
         assert self._image is not None
-        with self._lock:  # a file is read by one thread at a time
+        with self._lock:  # ImageFile allows one thread at a time: it seeks in a single file handle
             return self._image.pixels(index)
 
     def take(self, job: _Job) -> bool:
-        """Keep a picture that is written; whether it was the last of the file to be."""
+        """Add a written picture; True if it was the last one missing."""
         with self._lock:
             self.jobs.append(job)
             return len(self.jobs) == self.count
 
     def check_unchanged(self) -> None:
-        """Whether the pixels are those of the digest.
+        """Check that the file still is the one that was hashed.
 
         Raises:
-            DataError: Somebody wrote to the file while it was segmented.
+            DataError: The file was written to while it was segmented.
         """
         if _state(self.path) != self._state:
             raise DataError(
@@ -428,7 +437,7 @@ class _File:
             )
 
     def pictures(self) -> list[Picture]:
-        """What there is to record; of a file with an error, that alone."""
+        """The rows to record; a file with an error has only the row with that error."""
         self.jobs.sort(key=lambda job: job.index)
         if self.error:
             seconds = round(sum(job.seconds for job in self.jobs), 3)
@@ -436,22 +445,22 @@ class _File:
         return [job.picture() for job in self.jobs]
 
     def close(self) -> None:
-        """Let go of the file and its local copy."""
+        """Close the file and delete its local copy."""
         self._held.close()
 
 
 class _Job:
-    """One picture on its way: what is known of it so far, and the first error."""
+    """One picture in progress: what is known of it so far, and its first error."""
 
     def __init__(self, file: _File, index: int) -> None:
         self.file, self.index = file, index
-        self.earlier = file.parts.get(index + 1)  # what an earlier run has done
+        self.earlier = file.parts.get(index + 1)  # as an earlier run finished it
         self.prepared: PreparedImage | None = None
         self.answer: Answer | None = None
         self.size: Size = (0, 0)  # (height, width) in pixels
-        self.kept: NDArray[np.uint8] | None = None  # the picture itself
-        self.preview: NDArray[np.uint8] | None = None  # squashed as the network sees it, (3, S, S)
-        self.row = Row(file.given.file)  # as far as it is known
+        self.kept: NDArray[np.uint8] | None = None  # the decoded picture, (3, H, W)
+        self.preview: NDArray[np.uint8] | None = None  # squashed to the network's input, (3, S, S)
+        self.row = Row(file.given.file)  # filled in from stage to stage
         self.files: dict[str, str] = {}
         self.mask: bytes | None = None
         self.thumbnail: bytes | None = None
@@ -462,7 +471,7 @@ class _Job:
 
     @property
     def is_new_part(self) -> bool:
-        """Whether it is one of several and has been done."""
+        """Whether this run has finished it and its file has further pictures."""
         is_done = not (self.earlier or self.error or self.file.error or self.file.is_skipped)
         return self.file.count > 1 and is_done
 
@@ -480,7 +489,7 @@ class _Job:
 
     @contextmanager
     def at_work(self, output: Path | None = None) -> Iterator[None]:
-        """Time a piece of work on this picture alone; its fault is this picture's and ends nothing else."""
+        """Time a piece of work on this picture; an error in the block becomes the picture's and ends nothing else."""
         start = time.perf_counter()
         try:
             with _faults_of(self, output):
@@ -489,7 +498,7 @@ class _Job:
             self.seconds += time.perf_counter() - start
 
     def picture(self) -> Picture:
-        """What there is to record."""
+        """The row to record, with the thumbnail."""
         if self.earlier is not None:
             row, thumbnail = self.earlier.picture
             of_file = {column: self.file.files.get(column, result) for column, result in (row.files or {}).items()}
@@ -510,20 +519,23 @@ class _Job:
         return Picture(replace(row, files={**self.files, **self.file.files}), self.thumbnail)
 
     def part(self) -> Part:
-        """What there is to record before the file is done."""
+        """What is recorded of the picture before its whole file is finished."""
         row, thumbnail = self.picture()
         return Part(Picture(replace(row, files=dict(self.files)), thumbnail), self.mask)
 
 
 class _Budget:
-    """Bytes that may be in use at once; what is larger than all of them may be in use alone."""
+    """A bound on bytes in use at once; a request above the bound is granted when nothing else is in use."""
 
     def __init__(self, total: int) -> None:
         self.total, self._used, self._changed = total, 0, threading.Condition()
 
     @contextmanager
     def held(self, wanted: int) -> Iterator[None]:
-        """Use bytes while the block runs; waits for others, which are at work and wait for nobody."""
+        """Reserve bytes while the block runs, after waiting for them to become free.
+
+        A thread that holds bytes never waits for more, so waiting cannot end in a deadlock.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._used == 0 or self._used + wanted <= self.total)
             self._used += wanted
@@ -535,10 +547,11 @@ class _Budget:
                 self._changed.notify_all()
 
 
-class _Admitted:
-    """Files one after another, and whether the next one has to wait until others have gone their way.
+class _LimitedInputs:
+    """Files one after another, and whether the next one would exceed the limit of local copies.
 
-    Nothing waits in here, since those who ask drive the others, too. One thread uses it.
+    It never blocks: the one thread that pulls files through the stages would then wait for itself. It only says that it
+    is full, and the stages finish what they have. Not safe for several threads.
     """
 
     def __init__(self, files: Iterable[InputFile], limit: int) -> None:
@@ -557,16 +570,17 @@ class _Admitted:
             yield file
 
     def is_full(self) -> bool:
-        """Whether the next file would take more than there is beside those in hand."""
+        """Whether the next file's copy would exceed the limit together with those that exist."""
+        # A single file above the limit passes when it is alone; otherwise the run could not go on.
         return self._used > 0 and self._used + self._next_size > self._limit
 
-    def leave(self, file: InputFile) -> None:
-        """Count a file out."""
+    def release(self, file: InputFile) -> None:
+        """Note that the copy of a file is gone."""
         self._used -= self._sizes.pop(file.name, 0)
 
 
 def cannot_write(output: Path, what: str) -> ConfigError:
-    """What to say of an output folder that takes nothing more; ``what`` is the system's word."""
+    """The error for an output folder that cannot be written to; ``what`` is the reason in the system's words."""
     return ConfigError(
         f"{output}: cannot be written to ({what}). Make room, or give another output folder; what is done stays done, "
         "and the same command does the rest"
@@ -581,18 +595,18 @@ def _jobs(files: Iterable[_File]) -> Iterator[_Job]:
 
 @contextmanager
 def _faults_of(work: _File | _Job, output: Path | None = None) -> Iterator[None]:
-    """Keep a fault with the file or picture it belongs to, unless it would befall all others as well."""
+    """Record an error with its file or picture, unless it would hit all others as well: then it ends the run."""
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # whatever it is, the other images are to be done
-        if output is not None and isinstance(error, OSError) and error.errno in _NO_ROOM:
+    except Exception as error:  # decoders raise nearly anything; one bad file must not end a run of thousands
+        if output is not None and isinstance(error, OSError) and error.errno in _NO_MORE_WRITES:
             raise cannot_write(output, error.strerror or str(error)) from None
         file = work if isinstance(work, _File) else work.file
         if is_out_of_memory(error) and not isinstance(error, MemoryError):
             error = MemoryError()
-        # Readers name the file as it lies on disk, which may be by a patient's name.
+        # Readers name the file as it is on disk, which may contain the patient's name; rows have the replaced name.
         work.error = _reason(error).replace(file.name_on_disk, Path(file.given.file).name)
 
 
@@ -603,13 +617,13 @@ def _in_order(
     depth: int,
     is_full: Callable[[], bool] = lambda: False,
 ) -> Generator[R]:
-    """``map`` in threads: results in the order of ``items``, of which ``depth`` are in work or waiting ahead.
+    """``map`` in threads with results in the order of ``items``, of which at most ``depth`` are taken ahead.
 
-    While ``is_full``, what is ahead is handed on before another item is taken.
+    While ``is_full`` returns True, results are handed on before another item is taken.
     """
     ahead: deque[Future[R]] = deque()
     iterator = iter(items)
-    with single_threaded_pool(workers) as pool:  # the network's threads of torch are enough
+    with single_threaded_pool(workers) as pool:  # each thread with torch's own team would be more threads than cores
         try:
             while True:
                 while ahead and (len(ahead) > depth or is_full()):
@@ -627,7 +641,10 @@ def _in_order(
 
 
 def _is_mask_of(packed: bytes, row: Row) -> bool:
-    """Whether it is a packed mask of the size of its picture, which is found out in bounded memory."""
+    """Whether the bytes are a packed mask of its picture's size; never unpacks more than that.
+
+    A journal may come from somebody else, and a few bytes of zlib can unpack to gigabytes.
+    """
     if len(packed) < 8 or struct.unpack("<II", packed[:8]) != (row.height_px, row.width_px):
         return False
     count = (row.height_px or 0) * (row.width_px or 0)
@@ -639,8 +656,8 @@ def _is_mask_of(packed: bytes, row: Row) -> bool:
 
 
 def _memory_of_machine() -> int:
-    """Bytes that this process may take at most, of the machine or of the container that it runs in; 0 if unknown."""
-    found = []
+    """The memory of the machine, or of the container that this process runs in, in bytes; 0 if unknown."""
+    found = []  # in a container, sysconf still reports the whole machine's memory
     with suppress(OSError, ValueError):
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     with suppress(OSError, ValueError, AttributeError):

@@ -67,7 +67,7 @@ def write_dermoscopy(folder: Path | str, count: int, seed: int, *, size: Size = 
     Image ``k`` of a ``seed`` is the same however many are written, and two seeds share no image.
 
     Args:
-        folder: Where to write; made if missing. Files of the same name are overwritten.
+        folder: Where to write; created if missing. Files of the same name are overwritten.
         count: Number of images, 0 or more.
         seed: 0 or more.
         size: (height, width) in pixels of each image.

@@ -1,1 +1,1 @@
-"""How the embedded weights are measured: what the model cards and the documents report."""
+"""Evaluation of the embedded weights, as reported by the model cards and the documents."""

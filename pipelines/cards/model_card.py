@@ -53,7 +53,7 @@ PICTURE = "failures.png"
 SHOWN = 8
 COLUMNS = 4
 GOOD_BOX = 0.5
-"""IoU with the truth's box from which a box is blamed for nothing."""
+"""A box with at least this IoU with the true box is not counted as the cause of a failure."""
 AREA_RATIO = 1.5
 SIZES = ((0.0, 5.0), (5.0, 20.0), (20.0, 100.0))
 """Groups by the share of the image that the object covers, in percent; the upper end belongs to the group."""
@@ -64,19 +64,19 @@ DOTS_PER_INCH = 110
 
 
 COPY_CORRELATION = 0.95
-"""Of two thumbnails, from which an image counts as a copy of another: recoloured or cut differently, or nearly so."""
+"""Correlation of two thumbnails from which on an image counts as a near-copy, perhaps recoloured or cropped."""
 THUMBNAIL_PX = 32
 
 
 class Card(NamedTuple):
-    """What a bundle's card is measured on.
+    """The data on which a bundle's card reports.
 
     Attributes:
         folder: Of the data set whose part ``test`` is reported.
-        others: Data sets and their parts that the bundle learned from, or was selected by, and that show such things.
+        others: Data sets and their parts on which the bundle was trained or selected, and that show such objects.
         files: Names of the weights that belong to the bundle.
-        thing: What it outlines.
-        is_on_skin: Results also stand by skin tone and by the contrast with the skin.
+        thing: The object.
+        is_on_skin: Whether results are also given by skin tone and by the contrast with the skin.
     """
 
     folder: str
@@ -105,7 +105,7 @@ class Case(NamedTuple):
 
     Attributes:
         item: Its files.
-        row: What the product says of it.
+        row: Its row of ``results.csv``.
         mask: The product's mask, uint8 ``(H, W)`` of 0 and 1.
         truth: uint8 ``(H, W)`` of 0 and 1.
         scored: Dice, box and flags.
@@ -150,7 +150,7 @@ def _case(item: Item, row: Cells, segmented: Path) -> Case:
 
 
 def kind_of_failure(scored: Scored, thing: str) -> str:
-    """What is most wrong with a mask, in words."""
+    """The main error of a mask, in words."""
     if scored.is_empty:
         return "nothing drawn"
     if scored.has_no_box:
@@ -170,7 +170,7 @@ def worst(cases: Sequence[Case], count: int = SHOWN) -> list[Case]:
 
 
 def near_copies(items: Sequence[Item], others: Sequence[Item]) -> set[str]:
-    """Stems of the images that look like one of ``others``: their grey thumbnails correlate."""
+    """Stems of the images that resemble one of ``others``, by the correlation of grey thumbnails."""
     correlation = _thumbnails(items) @ _thumbnails(others).T  # (N, M)
     is_copy = np.any(correlation > COPY_CORRELATION, axis=1)
     return {image_stem(item["image"]) for item, copied in zip(items, is_copy, strict=True) if copied}
@@ -249,7 +249,7 @@ def _result(name: str, cases: Sequence[Case]) -> list[object]:
 
 
 def render_flags(cases: Sequence[Case]) -> str:
-    """How many images the product itself doubts, and whether it is right."""
+    """How many images the product flags, and whether their masks are worse."""
     if any(case.scored.flags is None for case in cases):
         return "This version's `results.csv` has no column `flags`."
     flags = sorted({flag for case in cases for flag in (case.scored.flags or "").split(";") if flag})
@@ -314,7 +314,7 @@ def check_weights(used: dict[str, str], card: Card) -> None:
 
 
 def draw_failures(cases: Sequence[Case], thing: str, path: Path, with_photos: bool) -> None:
-    """Draw one panel a case: truth, mask and box, in the frame of the image.
+    """Draw one panel per case: truth, mask and box, in the frame of the image.
 
     Args:
         cases: At least one.
@@ -331,8 +331,8 @@ def draw_failures(cases: Sequence[Case], thing: str, path: Path, with_photos: bo
     for axes, case in zip(panels, cases, strict=False):
         _draw_panel(axes, case, thing, with_photos)
     figure.legend(handles=_legend(thing, with_photos), loc="outside upper center", ncols=3, frameon=False)
-    with atomic_path(path) as lent:
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)
 
 
 def _draw_panel(axes: Axes, case: Case, thing: str, with_photos: bool) -> None:
@@ -400,7 +400,7 @@ def card_metrics(document: Path) -> dict[str, float]:
 
 
 def write_metrics(bundle: Path) -> None:
-    """Let a bundle's metadata say what its card says; all other lines of ``metadata.json`` stay as they are.
+    """Copy the card's scores into the bundle's metadata; all other lines of ``metadata.json`` are unchanged.
 
     Raises:
         click.ClickException: Card or metadata lack the place.
@@ -411,8 +411,8 @@ def write_metrics(bundle: Path) -> None:
     changed, count = re.subn(r'"eval_metrics": \{[^{}]*\}', rendered, text)
     if count != 1:
         raise click.ClickException(f"{metadata} has {count} entries eval_metrics; expected one without any inside")
-    with atomic_path(metadata) as lent:
-        lent.write_text(changed, encoding="utf-8")
+    with atomic_path(metadata) as temporary:
+        temporary.write_text(changed, encoding="utf-8")
 
 
 @click.command()

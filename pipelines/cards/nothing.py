@@ -1,4 +1,4 @@
-"""When is a mask of nothing? Trust in masks of objects and of pictures without any, and the threshold between them.
+"""The threshold below which an image holds no object: predicted IoUs of masks on images with and without objects.
 
     python -m pipelines.cards.nothing --data DATA -o OUT --bundle amsam_isic
     python -m pipelines.cards.nothing --data DATA -o OUT --bundle amsam_body
@@ -33,7 +33,7 @@ from pipelines.weights.scenes import SOURCES, held_out
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/nothing.md"
 MOST_LOST = 1 / 400
-"""Of the objects: what the chosen threshold may empty."""
+"""Largest share of objects whose mask the chosen threshold may empty."""
 STEP = 0.01
 SHOWN = (0.15, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of the table, beside the chosen one."""
@@ -86,11 +86,11 @@ IMAGES: dict[str, Callable[[Path, Path], tuple[list[Path], list[Path]]]] = {
     **{domain.bundle: partial(images_on_skin, domain) for domain in DOMAINS if domain.is_on_skin},
     "amsam_body": images_of_people,
 }
-"""Bundles with images of nothing; one of another domain wants a function of its own here."""
+"""Images without an object, by bundle; a bundle of another domain needs a function here."""
 
 
 def trust_in(images: Sequence[Path], bundle: str) -> NDArray[np.float64]:
-    """What a bundle's network thinks of the mask that it draws without a box."""
+    """Predicted IoUs of the masks that a bundle's network predicts without a box."""
     model = open_model(bundle, detector="none", overrides={"nothing_below": 0.0})
     seen = (model.predict([model.prepare(path)])[0] for path in images)
     return np.array([one.predicted_iou if one.certainty > 0 else 0.0 for one in seen])
@@ -129,8 +129,8 @@ def draw(trust: Trust, path: Path) -> None:
     )
     axes.set(xlabel="objects lost, %", ylabel="nothing that keeps a mask, %", xlim=(-0.2, 10), ylim=(-2, 102))
     axes.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as lent:
-        figure.savefig(lent, dpi=DOTS_PER_INCH)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DOTS_PER_INCH)
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""How much a prompt is worth to a base: Dice with the truth's box, one centre point and no prompt, source by source.
+"""Dice of a base by kind of prompt: the true box, one centre point and no prompt, for each source of images.
 
     python -m pipelines.cards.prompts --data DATA --base tiny --document docs/embedded-models.md
     python -m pipelines.cards.prompts --data DATA --base tiny-general --document docs/embedded-models.md

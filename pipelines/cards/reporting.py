@@ -1,4 +1,4 @@
-"""What the reporting scripts share: segmenting a folder with the product, and scoring its masks.
+"""Shared code of the reporting scripts: segmenting a folder with the product, and scoring its masks.
 
 Scores are taken from the mask files that ``amsam segment`` writes, at the size of the masks; means, intervals and Dice
 are those of :mod:`amsam_med.evaluate`.
@@ -112,7 +112,7 @@ def box_overlap(box: tuple[float, float, float, float] | None, truth: Mask) -> f
 
 def write_scores(scores: Iterable[Scored], path: Path) -> None:
     """Write a table that :func:`read_scores` reads."""
-    with atomic_path(path) as lent, lent.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[column.name for column in fields(Scored)])
         writer.writeheader()
         for entry in scores:

@@ -1,4 +1,4 @@
-"""With its box or without? What the margin between the two masks of an image is worth, and which one to take.
+"""Choice of ``rival_margin``: Dice when the mask with or without the detected box is kept, by margin.
 
     python -m pipelines.cards.rivals --data DATA --bundle amsam_isic
     python -m pipelines.cards.rivals --data DATA --bundle amsam_body
@@ -33,7 +33,7 @@ from amsam_med.model import AmSam
 from amsam_med.opened_model import open_model
 from pipelines.domains import open_part
 from pipelines.markdown import table, write_block
-from pipelines.weights.scenes import SCENERY, SOURCES, Items, Source, held_out_items, load_source, one_of, paste
+from pipelines.weights.scenes import SCENERY, SOURCES, Items, Source, held_out_items, load_source, paste, random_item
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/embedded-models.md"
 MARGINS = (-1.0, -0.3, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0)
@@ -91,9 +91,9 @@ def photos_of_people(data: Path, size: int) -> Mapping[str, Callable[[], Iterato
         torch.manual_seed(SEED)
         folders = list(held)
         for _ in range(PASTED):
-            scene = one_of(scenery)
+            scene = random_item(scenery)
             for _ in range(count):
-                scene = paste(one_of(held[folders[int(torch.randint(len(folders), (1,)))]]), scene)
+                scene = paste(random_item(held[folders[int(torch.randint(len(folders), (1,)))]]), scene)
             yield _pair(scene, size)
 
     of_photos = {folder: partial(photos, items) for folder, items in held.items()}

@@ -1,4 +1,4 @@
-"""How the product holds up when photographs are turned, darkened, shrunk, compressed, covered with hair or empty.
+"""Robustness of the product: scores on photographs that are rotated, darkened, shrunk, compressed, hairy or empty.
 
     python -m pipelines.cards.robustness --data DATA -o OUT          # writes, segments and scores all variants
     python -m pipelines.cards.robustness table -o OUT                # renders the records into docs/robustness.md
@@ -8,7 +8,7 @@ Every variant of every image is a file, with its mask in the same frame, and is 
 
     OUT/<variant>/images, OUT/<variant>/masks     the photographs and their truth
     OUT/<variant>/segmented                       as `amsam segment` leaves it
-    OUT/<variant>/scores.csv                      a row an image
+    OUT/<variant>/scores.csv                      a row per image
     OUT/robustness.json                           what was run
 """
 

@@ -1,4 +1,4 @@
-"""The usual baseline: MONAI's U-Net on the images that the adapters learn from, for a given time.
+"""The usual baseline: MONAI's U-Net, trained on the adapters' images for a given time.
 
     python -m pipelines.cards.unet --data DATA -o OUT --set isic2018 --minutes 12     # trains, then compares
     python -m pipelines.cards.unet compare --data DATA -o OUT --set isic2018          # compares again
@@ -47,9 +47,9 @@ from pipelines.weights.scenes import (
     Items,
     Scene,
     Source,
+    add_overlays,
     augment,
     draw_overlays,
-    lay_over,
     load_source,
 )
 
@@ -91,7 +91,7 @@ TASKS = {domain.data_set: _task(domain) for domain in DOMAINS}
 
 
 class Images(NamedTuple):
-    """What a task learns from.
+    """Training and validation images of a task.
 
     Attributes:
         train: By source.
@@ -140,7 +140,7 @@ def draw_scene(images: Images, shares: dict[str, float], overlays: Tensor, size:
         picks.append(images.train[folder].take(slice(number, number + 1)))
     batch = Items(*(torch.cat(parts).to(device) for parts in zip(*picks, strict=True)))
     scene = augment(batch, torch.tensor([images.limits[folder] for folder in chosen]), size)
-    return scene._replace(images=lay_over(scene.images, overlays))
+    return scene._replace(images=add_overlays(scene.images, overlays))
 
 
 class Run(RestartableRun):

@@ -1,1 +1,1 @@
-"""The app's folder for MONAI Label's own command, and a running server for whoever needs one."""
+"""The app's folder for MONAI Label's own command, and a server process for tests and benchmarks."""

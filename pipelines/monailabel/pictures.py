@@ -75,7 +75,7 @@ def photograph_page(address: str, path: Path) -> None:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise click.ClickException("Chromium is not installed; it comes with the Debian package chromium")
-    with atomic_path(path) as lent:
+    with atomic_path(path) as temporary:
         width, height = PAGE_SIZE
         options = [
             "--headless=new",
@@ -85,8 +85,10 @@ def photograph_page(address: str, path: Path) -> None:
             "--virtual-time-budget=20000",
         ]
         size = f"--window-size={width},{height}"
-        subprocess.run([browser, *options, size, f"--screenshot={lent}", address], check=True, capture_output=True)  # noqa: S603  # a fixed list of words, no shell
-        PIL.Image.open(lent).convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=64).save(lent, optimize=True)
+        subprocess.run([browser, *options, size, f"--screenshot={temporary}", address], check=True, capture_output=True)  # noqa: S603  # a fixed list of words, no shell
+        PIL.Image.open(temporary).convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=64).save(
+            temporary, optimize=True
+        )
 
 
 def _rows(client: Any, images: Sequence[Path], masks: dict[str, Path], when: str) -> list[PanelRow]:

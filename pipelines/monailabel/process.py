@@ -1,4 +1,4 @@
-"""`amsam label` in a process of its own, for tests, benchmarks and the pictures of the documentation."""
+"""`amsam label` in a separate process, for tests, benchmarks and the pictures of the documentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Server:
         studies: Its folder, or a DICOMweb server's address.
         options: Of the command line.
         environment: Variables besides those of this process.
-        log: Where it writes what it has to say; beside the folder by default.
+        log: File for its output; beside the folder by default.
 
     Attributes:
         studies: Its folder.

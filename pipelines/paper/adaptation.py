@@ -1,7 +1,7 @@
-"""Ways to adapt the base to a handful of labelled images, beyond the bundles' training: what is trained, and how.
+"""Alternatives to the bundles' few-shot training: which parts of the base are adapted, and how.
 
-Every way starts from the same base and takes steps of AdamW on all examples, without a detector and without an upper
-level of its own. ``tables/adaptation.yaml`` compares them on images that no result is reported on.
+Each one starts from the same base and trains by AdamW on all examples, without a detector and without an upper level.
+``tables/adaptation.yaml`` compares them on images on which no result is reported.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ BATCH_SIZE = 4
 RATE, UPPER_RATE, ENCODER_RATE, LORA_RATE = 1e-3, 2e-4, 3e-4, 1e-3
 WEIGHT_DECAY = 0.1
 WARM_UP = 10
-"""Steps in which the rates rise to their full size; from then on they fall as in the bundles' training."""
+"""Steps of linear warm-up; afterwards the learning rates decay as in the bundles' training."""
 POWER = 0.9
 LAMBDA_DICE = 0.8
 MARKS = (0.25, 0.5, 1.0)
-"""When cross-halves look at a training, as shares of its steps."""
+"""Points of a training at which cross-halves evaluate it, as shares of its steps."""
 SHARES = (0.25, 0.5, 1.0)
-"""How far cross-halves go from the base to the trained weights."""
+"""Candidates for the interpolation from the base to the trained weights in cross-halves."""
 
 SecondPrompt = Literal["none", "prototypes", "mask", "box"]
 Logits = Callable[[Tensor], Tensor]
@@ -147,7 +147,7 @@ def adapt(
         The network in evaluation mode.
     """
     torch.manual_seed(seed)
-    order = random.Random(seed)  # noqa: S311  # a draw, no secret
+    order = random.Random(seed)  # noqa: S311  # a draw, not cryptography
     network = set_trainable(copy.deepcopy(base))
     groups = _groups(network, way)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -188,7 +188,7 @@ def adapt_by_cross_halves(base: AmSam, examples: Examples, way: Way, seed: int) 
         The network in evaluation mode, and what was chosen.
     """
     count = len(examples.features)
-    drawn = random.Random(seed).sample(range(count), count)  # noqa: S311  # a draw, no secret
+    drawn = random.Random(seed).sample(range(count), count)  # noqa: S311  # a draw, not cryptography
     scores: dict[tuple[float, float], list[float]] = {}
     for trained, judged in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
         half = replace(way, steps=max(1, way.steps // 2), second_prompt="none", cross_halves=False)

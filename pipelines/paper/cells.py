@@ -1,4 +1,4 @@
-"""One cell of the paper's tables: train a system on a few examples, score it on the test images, take its time.
+"""One cell of the paper's tables: train a system on a few examples, score it on the test images, and time it.
 
 AM-SAM and BLO-SAM are the bundle's own training (``train.yaml``); ``adaptation`` has other ways to adapt a base, and
 ``baselines`` all other systems. Test images are read, squashed, scored and averaged in the same way for all. Embeddings
@@ -49,9 +49,9 @@ from pipelines.paper.store import ADAPT, AM_SAM, Cell, Identity, Measured, Store
 from pipelines.paper.tasks import TASKS, Part, data_set_of, few_shot_detector, open_lists
 
 OURS = (AM_SAM, ADAPT)
-"""Methods that adapt the base itself, and take what its frozen encoder makes of the images."""
+"""Methods that adapt the base itself, and take the output of its frozen encoder instead of images."""
 AT_ONCE = 8
-"""Test images that a network takes at once."""
+"""Test images per batch of a network."""
 TIMED_IMAGES = 12
 PACKAGES = ("amsam-med", "torch", "monai", "timm", "torchvision", "ultralytics", "segment-anything")
 
@@ -61,8 +61,8 @@ EpochDone = Callable[[int, AmSam], None]
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a run is about, beside its rows.
+class Workspace:
+    """Data, base, device and output folder of a run.
 
     Attributes:
         data: The data folder.
@@ -86,7 +86,7 @@ class Place:
 
 
 class Job(NamedTuple):
-    """A system and how to train it, as a row of a table names it.
+    """A system and its training, as a row of a table names it.
 
     Attributes:
         method: ``"am-sam"``, ``"adapt"``, or a name of :data:`pipelines.paper.baselines.BASELINES`.
@@ -110,7 +110,7 @@ class Job(NamedTuple):
 
 
 class TestImages:
-    """The images that results are reported on.
+    """The images on which results are reported.
 
     Args:
         items: Pairs of image and mask.
@@ -136,21 +136,21 @@ class TestImages:
         """Images float ``(B, 3, S, S)`` in [0, 1], the same numbers as :func:`prepare_image` gives."""
         return self.images(input_size)[some].float().div_(255)
 
-    def encoded(self, place: Place) -> Tensor:
-        """Features float ``(N, C, S/16, S/16)`` by a place's base, which its networks take in place of images."""
-        key = f"{place.base} {place.base_file} {place.input_size}"
+    def encoded(self, workspace: Workspace) -> Tensor:
+        """Features float ``(N, C, S/16, S/16)`` by a workspace's base, which its networks take instead of images."""
+        key = f"{workspace.base} {workspace.base_file} {workspace.input_size}"
         if key not in self._encoded:
-            network = build_amsam(place.base, input_size=place.input_size, base_weights=place.base_file)
-            cache = EmbeddingCache(Below(network.image_encoder, "stage").to(place.device), self.embeddings, AT_ONCE)
-            parts = [cache.get(self.batch(some, place.input_size)) for some in self._slices()]
+            network = build_amsam(workspace.base, input_size=workspace.input_size, base_weights=workspace.base_file)
+            cache = EmbeddingCache(Below(network.image_encoder, "stage").to(workspace.device), self.embeddings, AT_ONCE)
+            parts = [cache.get(self.batch(some, workspace.input_size)) for some in self._slices()]
             self._encoded[key] = torch.cat(parts)
         return self._encoded[key]
 
-    def boxes(self, detector_file: Path, place: Place) -> Detections:
+    def boxes(self, detector_file: Path, workspace: Workspace) -> Detections:
         """One box per image, xyxy pixels of the model input; each detector looks once."""
         if detector_file not in self._boxes:
-            detector: BoxDetector = load_detector(detector_file).to(place.device)
-            found = [detector(self.batch(some, place.input_size).to(place.device)) for some in self._slices()]
+            detector: BoxDetector = load_detector(detector_file).to(workspace.device)
+            found = [detector(self.batch(some, workspace.input_size).to(workspace.device)) for some in self._slices()]
             joined = Detections(*map(torch.cat, zip(*found, strict=True)))
             self._boxes[detector_file] = Detections(*(part.cpu() for part in joined))
         return self._boxes[detector_file]
@@ -194,23 +194,23 @@ class Trained(NamedTuple):
 
 
 class Bench:
-    """The cells of one data set.
+    """Runs the cells of one data set.
 
     Args:
         name: A key of :data:`TASKS`.
-        place: Where data and results are, and on which base.
+        workspace: Where data and results are, and on which base.
         part: ``"test"``, or ``"val"`` for selection and for curves over epochs: images that no result is reported on.
     """
 
-    def __init__(self, name: str, place: Place, part: Part = "test") -> None:
-        self.name, self.task, self.place, self.part = name, TASKS[name], place, part
-        self.pool, scored = open_lists(name, place.data, part)
-        self.test = TestImages(scored, place.output / "embeddings")
-        self.base_sha256 = "" if place.base_file is None else weights.sha256(place.base_file)
+    def __init__(self, name: str, workspace: Workspace, part: Part = "test") -> None:
+        self.name, self.task, self.workspace, self.part = name, TASKS[name], workspace, part
+        self.pool, scored = open_lists(name, workspace.data, part)
+        self.test = TestImages(scored, workspace.output / "embeddings")
+        self.base_sha256 = "" if workspace.base_file is None else weights.sha256(workspace.base_file)
 
     def identity(self, job: Job, shots: int, seed: int) -> Identity:
         """What a cell is, before it is run."""
-        place = self.place
+        workspace = self.workspace
         has_base = job.method in OURS or BASELINES[job.method].has_base
         shipped = job.detector == "shipped"
         return Identity(
@@ -220,22 +220,22 @@ class Bench:
             detector=job.detector,
             shots=shots if job.is_trained else 0,
             seed=seed if job.is_trained else 0,
-            base=place.base if has_base else "",
+            base=workspace.base if has_base else "",
             base_sha256=self.base_sha256 if has_base else "",
             detector_sha256=weights.sha256(self._shipped_detector()) if shipped else "",
             input_size=self._input_size(job),
-            is_pretrained=place.is_pretrained and not has_base,
+            is_pretrained=workspace.is_pretrained and not has_base,
             images=len(self.test.items),
         )
 
     def run(self, job: Job, shots: int, seed: int) -> Cell:
         """Train, score and time a cell."""
         identity = self.identity(job, shots, seed)
-        detector_start = clock(self.place.device)
+        detector_start = clock(self.workspace.device)
         detector_file = self.detector_file(job.detector, identity.shots, identity.seed)
-        detector_seconds = clock(self.place.device) - detector_start
+        detector_seconds = clock(self.workspace.device) - detector_start
         self._warm_up(job, detector_file)
-        with _Watch(self.place.device) as watch:
+        with _Watch(self.workspace.device) as watch:
             trained = self.train(job, identity.shots, identity.seed, detector_file)
         scores = self.test.score(trained.predict)
         network = trained.network
@@ -248,12 +248,12 @@ class Bench:
             peak_megabytes=round(watch.megabytes, 1),
             trained_parameters=sum(one.numel() for one in trained_parameters(network)) if job.is_trained else 0,
             parameters=_count(network),
-            origin=self.place.base if baseline is None else baseline.origin,
+            origin=self.workspace.base if baseline is None else baseline.origin,
             variant="" if baseline is None else baseline.variant,
             chosen=trained.chosen,
-            device=_device_name(self.place.device),
+            device=_device_name(self.workspace.device),
             threads=torch.get_num_threads(),
-            is_processor_time=is_processor_time(self.place.device),
+            is_processor_time=is_processor_time(self.workspace.device),
             commit=_commit(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={package: version(package) for package in PACKAGES},
@@ -275,7 +275,7 @@ class Bench:
             shots: How many examples.
             seed: Of draw and training.
             detector_file: Weights of the detector; None for no boxes.
-            epoch_done: Told about each epoch (AM-SAM's training alone).
+            epoch_done: Called after each epoch (AM-SAM's training alone).
         """
         if job.method == AM_SAM:
             return self._train_am_sam(job, shots, seed, detector_file, epoch_done)
@@ -286,14 +286,14 @@ class Bench:
     def am_sam_logits(self, network: AmSam, detector_file: Path | None, some: slice) -> Tensor:
         """AM-SAM's logits of test images, by their kept embeddings."""
         device = next(network.parameters()).device
-        found = None if detector_file is None else self.test.boxes(detector_file, self.place)
+        found = None if detector_file is None else self.test.boxes(detector_file, self.workspace)
         found = found and Detections(*(part[some].to(device) for part in found))
-        return predict_prompted(network, self.test.encoded(self.place)[some].to(device), found).mask_logits
+        return predict_prompted(network, self.test.encoded(self.workspace)[some].to(device), found).mask_logits
 
     def _train_am_sam(
         self, job: Job, shots: int, seed: int, detector_file: Path | None, epoch_done: EpochDone | None
     ) -> Trained:
-        place = self.place
+        workspace = self.workspace
 
         def note(epoch: int, _epochs: int, _dice: float) -> None:
             assert epoch_done is not None
@@ -308,10 +308,10 @@ class Bench:
                 "save_whole_model": False,
                 "shots": shots,
                 "seed": seed,
-                "base": place.base,
-                "base_file": None if place.base_file is None else str(place.base_file),
-                "input_size": place.input_size,
-                "device": torch.device(place.device),
+                "base": workspace.base,
+                "base_file": None if workspace.base_file is None else str(workspace.base_file),
+                "input_size": workspace.input_size,
+                "device": torch.device(workspace.device),
                 "detector_file": None if detector_file is None else str(detector_file),
                 "epoch_progress": None if epoch_done is None else note,
             }
@@ -325,16 +325,20 @@ class Bench:
             network,
             lambda some: self.am_sam_logits(network, detector_file, some),
             lambda images: inferer.predict(images, network).mask_logits,
-            place.input_size,
+            workspace.input_size,
             f"epoch {recorder.best_epoch}",
         )
 
     def _adapt(self, way: Way, shots: int, seed: int) -> Trained:
-        place = self.place
+        workspace = self.workspace
         base = build_amsam(
-            place.base, input_size=place.input_size, calibration="none", adapts="stage", base_weights=place.base_file
+            workspace.base,
+            input_size=workspace.input_size,
+            calibration="none",
+            adapts="stage",
+            base_weights=workspace.base_file,
         )
-        base.to(place.device).eval()
+        base.to(workspace.device).eval()
         network, chosen, prior = base, "", None
         if way.needs_examples:
             drawn = few_shot_draw(self.pool, shots, seed)
@@ -343,36 +347,41 @@ class Bench:
             prior = prototype_prior(base, examples) if way.second_prompt == "prototypes" else None
 
         def predict(features: Tensor) -> Tensor:
-            return draw_masks(network, features.to(place.device), way.second_prompt, prior)
+            return draw_masks(network, features.to(workspace.device), way.second_prompt, prior)
 
         return Trained(
             network,
-            lambda some: predict(self.test.encoded(place)[some]),
+            lambda some: predict(self.test.encoded(workspace)[some]),
             lambda images: predict(network.frozen_encoder(images)),
-            place.input_size,
+            workspace.input_size,
             chosen,
         )
 
     def _train_baseline(self, job: Job, shots: int, seed: int, detector_file: Path | None) -> Trained:
-        place, input_size = self.place, self._input_size(job)
+        workspace, input_size = self.workspace, self._input_size(job)
         set_determinism(seed)
         setting = Setting(
-            place.base, place.base_file, input_size, place.is_pretrained, detector_file, place.weights_folder
+            workspace.base,
+            workspace.base_file,
+            input_size,
+            workspace.is_pretrained,
+            detector_file,
+            workspace.weights_folder,
         )
-        network = BASELINES[job.method].build(setting).to(place.device).eval()
+        network = BASELINES[job.method].build(setting).to(workspace.device).eval()
         if (recipe := recipe_of(job)) is not None:
             images, labels = load_examples(few_shot_draw(self.pool, shots, seed), input_size)
-            train_baseline(network, images, labels, recipe, seed=seed, is_pretrained=place.is_pretrained)
+            train_baseline(network, images, labels, recipe, seed=seed, is_pretrained=workspace.is_pretrained)
         return Trained(
             network,
-            lambda some: network(self.test.batch(some, input_size).to(place.device)),
+            lambda some: network(self.test.batch(some, input_size).to(workspace.device)),
             network,
             input_size,
         )
 
     def _input_size(self, job: Job) -> int:
         recipe = recipe_of(job)
-        return self.place.input_size if recipe is None or recipe.input_size is None else recipe.input_size
+        return self.workspace.input_size if recipe is None or recipe.input_size is None else recipe.input_size
 
     def _shipped_detector(self) -> Path:
         return locate_bundle(self.task.bundle) / "models" / "detector.safetensors"
@@ -384,15 +393,15 @@ class Bench:
         if kind == "shipped":
             return self._shipped_detector()
         suffix = "" if self.part == "test" else f"-{self.part}"  # other images are drawn from
-        file = self.place.output / "detectors" / f"{self.name}{suffix}-k{shots}-seed{seed}.safetensors"
+        file = self.workspace.output / "detectors" / f"{self.name}{suffix}-k{shots}-seed{seed}.safetensors"
         return few_shot_detector(few_shot_draw(self.pool, shots, seed), self.task, seed, file)
 
     def _warm_up(self, job: Job, detector_file: Path | None) -> None:
         """Read and encode the test images before anything is timed or weighed."""
         if job.method in OURS:
-            self.test.encoded(self.place)
+            self.test.encoded(self.workspace)
             if detector_file is not None:
-                self.test.boxes(detector_file, self.place)
+                self.test.boxes(detector_file, self.workspace)
         else:
             self.test.images(self._input_size(job))
 
@@ -401,11 +410,11 @@ class Bench:
         times = []
         for index in range(min(TIMED_IMAGES, len(self.test.items)) + 1):
             one = index % len(self.test.items)
-            image = self.test.batch(slice(one, one + 1), trained.input_size).to(self.place.device)
-            start = clock(self.place.device)
+            image = self.test.batch(slice(one, one + 1), trained.input_size).to(self.workspace.device)
+            start = clock(self.workspace.device)
             with torch.no_grad():
                 trained.predict_pixels(image).cpu()
-            times.append(1000 * (clock(self.place.device) - start))
+            times.append(1000 * (clock(self.workspace.device) - start))
         return statistics.median(times[1:])
 
 
@@ -442,7 +451,7 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 
 def clock(device: str) -> float:
-    """Seconds that only their differences mean: of one thread the processor's time, which other work leaves alone."""
+    """Seconds, of which only differences matter: CPU time for one thread, as other programs do not affect it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.process_time() if is_processor_time(device) else time.monotonic()
@@ -454,7 +463,7 @@ def is_processor_time(device: str) -> bool:
 
 
 class _Watch:
-    """Seconds, and the most memory beyond what was held at the start; on a CPU as Linux counts it, elsewhere 0."""
+    """Seconds and peak memory beyond that at the start; on a CPU as counted by Linux, and 0 on other systems."""
 
     def __init__(self, device: str) -> None:
         self.device, self.is_cuda = device, device.startswith("cuda")
@@ -477,7 +486,7 @@ class _Watch:
 
 
 def _reset_peak() -> None:
-    """Let Linux count the peak from here, once memory that is free already has been handed back."""
+    """Reset Linux's count of the peak, after returning free memory to the system."""
     path = Path("/proc/self/clear_refs")
     if not path.exists():
         return

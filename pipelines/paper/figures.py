@@ -38,7 +38,7 @@ from amsam_med.model import AmSam
 from amsam_med.plots import BLUE, DOTS_PER_INCH, ORANGE
 from amsam_med.synthetic import write_dermoscopy
 from amsam_med.threads import set_threads
-from pipelines.paper.cells import Bench, Job, Place, run_cell
+from pipelines.paper.cells import Bench, Job, Workspace, run_cell
 from pipelines.paper.options import base_file, common_options
 from pipelines.paper.store import AM_SAM, Cell, Store
 from pipelines.paper.tasks import TASKS
@@ -93,7 +93,7 @@ def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
         images: How many.
         seed: Of the training, and of the choice of images.
     """
-    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, no secret
+    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, not cryptography
     shown = {name: [_blank(bench, one) for one in chosen] for name in SIDES}
     for name, job in SIDES.items():
         detector = bench.detector_file(job.detector, FIGURE_1_SHOTS, seed)
@@ -105,7 +105,7 @@ def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
                     picture.masks[f"epoch {epoch}"] = _restored(logits, picture.truth)
 
         with torch.no_grad():
-            bench.test.encoded(bench.place)
+            bench.test.encoded(bench.workspace)
         bench.train(job, FIGURE_1_SHOTS, seed, detector, _without_gradients(keep))
     rows = [(name, shown[name][i]) for i in range(images) for name in SIDES]
     return _draw_grid(rows, path)
@@ -113,7 +113,7 @@ def draw_epochs(bench: Bench, path: Path, images: int, seed: int) -> list[Path]:
 
 def draw_panels(bench: Bench, path: Path, images: int, seed: int, shots: int) -> list[Path]:
     """Figures 4, 7 and 8: image, truth, BLO-SAM and AM-SAM on images drawn with a seed."""
-    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, no secret
+    chosen = random.Random(seed).sample(range(len(bench.test.items)), images)  # noqa: S311  # a draw, not cryptography
     shown = [_blank(bench, one) for one in chosen]
     for name in ("BLO-SAM", "AM-SAM"):
         job = SIDES[name]
@@ -154,7 +154,7 @@ def learning_curve(bench: Bench, store: Store, job: Job, shots: int, seed: int) 
             scores = bench.test.score(lambda some: bench.am_sam_logits(network, detector, some))
             found[epoch] = statistics.fmean(scores.values())
 
-    bench.test.encoded(bench.place)
+    bench.test.encoded(bench.workspace)
     bench.train(job, shots, seed, detector, _without_gradients(note))
     store.add_curve(identity, found)
     return found
@@ -253,8 +253,8 @@ def _save(figure: Figure, path: Path) -> list[Path]:
     written = [path.with_name(f"{path.name}{suffix}") for suffix in (".pdf", ".png")]
     with mpl.rc_context({"pdf.fonttype": 42}):
         for one in written:
-            with atomic_path(one) as lent:
-                figure.savefig(lent, dpi=DOTS_PER_INCH, format=one.suffix[1:])
+            with atomic_path(one) as temporary:
+                figure.savefig(temporary, dpi=DOTS_PER_INCH, format=one.suffix[1:])
     return written
 
 
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.drawn and options.figure not in ("figure1", "figure4"):
         raise DataError(f"{options.figure} is not made of drawn lesions; give --data")
     set_threads(options.threads)
-    place = Place(
+    workspace = Workspace(
         data=draw_set(options.output / "drawn") if options.drawn else options.data,
         output=options.output,
         base=options.base,
@@ -293,25 +293,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
     )
     store, folder = Store(options.output), options.documents or options.output / "figures"
-    for path in _draw(options, place, store, folder):
+    for path in _draw(options, workspace, store, folder):
         print(path)
 
 
-def _draw(options: argparse.Namespace, place: Place, store: Store, folder: Path) -> list[Path]:
+def _draw(options: argparse.Namespace, workspace: Workspace, store: Store, folder: Path) -> list[Path]:
     name = options.figure
     sets = options.sets or [PANEL_SETS.get(name, "isic2018")]
     if name == "figure6":
-        benches = [Bench(one, place, "val") for one in options.sets or ("isic2018", "human_vikram")]
-        return draw_alphas(benches, store, folder / f"{name}-{place.base}", options.seeds)
+        benches = [Bench(one, workspace, "val") for one in options.sets or ("isic2018", "human_vikram")]
+        return draw_alphas(benches, store, folder / f"{name}-{workspace.base}", options.seeds)
     written = []
     for one in sets:
-        path = folder / f"{name}-{'drawn' if options.drawn else one}-{place.base}"
+        path = folder / f"{name}-{'drawn' if options.drawn else one}-{workspace.base}"
         if name == "figure5":
-            written += draw_convergence(Bench(one, place, "val"), store, path, options.seeds)
+            written += draw_convergence(Bench(one, workspace, "val"), store, path, options.seeds)
         elif name == "figure1":
-            written += draw_epochs(Bench(one, place), path, min(2, options.images), options.seed)
+            written += draw_epochs(Bench(one, workspace), path, min(2, options.images), options.seed)
         else:
-            written += draw_panels(Bench(one, place), path, options.images, options.seed, options.shots)
+            written += draw_panels(Bench(one, workspace), path, options.images, options.seed, options.shots)
     return written
 
 

@@ -1,4 +1,4 @@
-"""What the command lines of the paper's tables and of its figures have in common."""
+"""Options that the commands for the paper's tables and figures share."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ UNKNOWN: Compared = (None, None)
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """One entry of a table.
 
     Attributes:
         mean: Dice in percent, mean over seeds; None where nothing was run.
@@ -93,7 +93,7 @@ def render(
         table: What to render.
         store: Where its cells are.
         base: Of the rows that stand on one; rows without a base belong to every base's table.
-        folder: Where the files go; made where it is missing.
+        folder: Where the files go; created if missing.
         shots: Columns; the table's by default.
         document: A document with marks of the table's name, between which its Dice goes as well.
 
@@ -192,7 +192,7 @@ def as_latex(table: Table, lines: Sequence[Line], columns: Sequence[Key], base: 
 
 
 def as_csv(lines: Sequence[Line]) -> str:
-    """One line a row, data set and number of examples; empty where there is nothing to say."""
+    """One line per row, data set and number of examples; empty where there is nothing to say."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -210,7 +210,7 @@ TESTS = {
     "images": "Wilcoxon's signed-rank test",
     "draws": "paired t-tests over the draws of examples with Holm's correction over the table",
 }
-COST_TITLES = ("trained parameters", "parameters", "ms an image", "MB to train", "starts from")
+COST_TITLES = ("trained parameters", "parameters", "ms per image", "MB to train", "starts from")
 COST_NOTE = (
     "Seconds to train, from images on disk to a trained network: the median of all seeds; in square brackets a k-shot "
     "detector's own training. Milliseconds for one image in memory, detector and encoder included. Memory beyond what "

@@ -22,21 +22,23 @@ import click
 
 from amsam_med.errors import AmsamError, DataError
 from amsam_med.threads import set_threads
-from pipelines.paper.cells import Bench, Place, run_cell
+from pipelines.paper.cells import Bench, Workspace, run_cell
 from pipelines.paper.options import base_file, common_options
 from pipelines.paper.rendering import render
 from pipelines.paper.store import Store
 from pipelines.paper.tables import PROFILES, Row, Table, read_table, table_names
 
 
-def run_table(table: Table, place: Place, store: Store, rows: Sequence[Row], shots: Sequence[int], seeds: int) -> None:
+def run_table(
+    table: Table, workspace: Workspace, store: Store, rows: Sequence[Row], shots: Sequence[int], seeds: int
+) -> None:
     """Run the cells that are not on record, few examples first; each is printed when it is finished."""
     for name in table.sets:
-        if not (place.data / name).is_dir():
+        if not (workspace.data / name).is_dir():
             raise DataError(
                 f"there is no folder {name} in the data folder; put the set there, or leave it out with --sets"
             )
-        bench = Bench(name, place, table.part)
+        bench = Bench(name, workspace, table.part)
         for count in shots:
             for seed in range(seeds):
                 for row in rows:
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.render_only:
         if options.data is None:
             raise DataError("--data is missing; name the data folder, or give --render-only")
-        place = Place(
+        workspace = Workspace(
             data=options.data,
             output=options.output,
             base=options.base,
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weights_folder=options.weights_dir,
             device=options.device,
         )
-        run_table(table, place, store, chosen_rows(table, options), options.shots or table.shots, seeds)
+        run_table(table, workspace, store, chosen_rows(table, options), options.shots or table.shots, seeds)
     folder = options.documents or options.output / "tables"
     written = render(table, store, options.base, folder, options.shots, options.into)
     print("\n".join(str(path) for path in written))

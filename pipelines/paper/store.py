@@ -81,7 +81,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cell came to; 0 and empty texts are what a record of an earlier version does not say.
+    """The results of a cell; 0 and empty texts stand for values that records of earlier versions lack.
 
     Attributes:
         dice: Mean over the test images at their own size, in [0, 1].
@@ -139,7 +139,7 @@ class Store:
     """The file of results.
 
     Args:
-        folder: Where ``results.sqlite`` lies; made where it is missing.
+        folder: Where ``results.sqlite`` lies; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -4,9 +4,9 @@
     python -m pipelines.weights.adapters body --data DATA -o RUN
     python -m pipelines.weights.release model amsam_isic RUN
 
-The base has seen these images already, so steps are smaller and batches larger than in few-shot training. Boxes come
-from the bundle's detector and are moved as it errs on images that it has not learned from: on those that it has
-learned from it errs too little. A run that is killed continues where it stopped when the same command is given again.
+The base was trained on these images, so steps are smaller and batches larger than in few-shot training. Boxes come from
+the bundle's detector and are jittered by its error on other images, because its error on its own training images is too
+small. A run that was killed continues where it stopped when the same command is given again.
 """
 
 from __future__ import annotations

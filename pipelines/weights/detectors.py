@@ -44,10 +44,10 @@ from pipelines.weights.scenes import with_rest_of_person
 
 INPUT_SIZE = 192
 MIN_CONFIDENCE = 0.4
-"""Below it the base outlines images for selection better without the box, lesions and people alike."""
+"""Below this confidence, the base segments validation images better without the box, lesions and people alike."""
 PASTED_SCENES = 2000
 GREY_SHARE = 0.1
-"""Of the made images, as some photos are black and white."""
+"""Share of the made images that are turned grey, as some photos are black and white."""
 SUBJECT_SHARE = 0.25
 """Smaller people than this share of the largest one are bystanders, not what the photo shows."""
 CUT_OFF_SHARE = 0.25
@@ -176,7 +176,7 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
     coco = Split(*hold_out(_people_of_coco(data / "pretrain/coco128", work / "coco")))
     cutouts = hold_out(sorted((data / "pretrain/person_cutouts/images").iterdir()))
     sceneries = hold_out(scenes_without_people(data))
-    rng, pasted, portraits = random.Random(seed), [], []  # noqa: S311  # a draw, no secret
+    rng, pasted, portraits = random.Random(seed), [], []  # noqa: S311  # a draw, not cryptography
     for part, count in ((0, PASTED_SCENES), (1, PASTED_SCENES // 10)):
         people = [*map(_cutout, cutouts[part]), *map(_cut_out, ccp[part]), *map(_cut_out, studio[part])]
         pasted.append(paste_scenes(people, sceneries[part], count, work / f"pasted-{part}", rng))
@@ -202,7 +202,7 @@ def person_split(data: Path, work: Path, seed: int) -> Split:
 
 
 RECIPES = {"lesion-detector": Recipe(lesion_split), "person-detector": Recipe(person_split, epochs=12, mosaic=0.3)}
-"""Of detectors that want more than :func:`plain_split`."""
+"""Splits of detectors that need more than :func:`plain_split`."""
 
 
 def paste_scenes(

@@ -3,12 +3,12 @@
     python -m pipelines.weights.pretrain --data DATA -o RUN --mix tiny --minutes 150
     python -m pipelines.weights.pretrain --data DATA -o RUN --mix tiny-general --minutes 150
 
-Every step shows the network a batch of images with several prompts each, which share the image's embedding, as in SAM's
-own training. The first prompt is none at all where the image has a whole object to find, or nothing: then the mask is
-to be empty. The others are jittered boxes and points, on the whole and on parts. In a third of the steps a second round
-follows: a point where the first mask was wrong, and the first mask itself as prompt. A run that is killed continues
-where it stopped when the same command is given again. The result, ``RUN/MIX.safetensors``, holds the exponential
-average of the weights in fp16.
+Every step trains on a batch of images with several prompts each, which share the image's embedding, as in SAM's own
+training. One of them is the empty prompt, if the image has a whole object (the target) or no object (the target is then
+an empty mask). The others are jittered boxes and points, on the whole object and on parts. A third of the steps has a
+second round: a point where the first mask was wrong, and the first mask itself as prompt. A run that was killed
+continues where it stopped when the same command is given again. The result, ``RUN/MIX.safetensors``, holds the
+exponential average of the weights in fp16.
 """
 
 from __future__ import annotations
@@ -47,40 +47,40 @@ from pipelines.weights.scenes import FINISHES, IDS, MINIMUM_AREA, MIXES, PASTED,
 BOX_JITTERS = (0.02, 0.05, 0.1)
 POINT_SHARE = 0.3
 BACKGROUND_POINT_SHARE = 0.3
-"""Of the groups of points: one more point each that is not part of what is asked for, beside it where there is room."""
+"""Share of the groups of point prompts that get a background point as well, close to the object if there is room."""
 NO_PROMPT_SHARE = 0.5
-"""Of the images with several parts: those that are also asked for their whole without a prompt."""
+"""Share of the images with several parts that are also used with the empty prompt, for their whole object."""
 FROZEN_STAGES = 2
-"""First stages of a pretrained backbone that stay as they are: half of the time that the backbone takes."""
+"""First stages of a pretrained backbone that stay frozen, which take half of the backbone's time."""
 SECOND_ROUND_SHARE = 0.35
 IOU_WEIGHT = 0.25
 CHECKPOINT_EVERY_S = 120.0
 AVERAGE_EVERY = 4
-"""Steps between two updates of the average of the weights: each costs as much as an optimiser's step."""
+"""Steps between two updates of the average of the weights, each of which costs as much as an optimiser step."""
 LOGGED_IMAGES, LAST_IMAGES = 12, 60
-"""Images of each source in the log, during training and at its end."""
+"""Validation images per source, during training and at its end."""
 STAGES = ((160, 0.7), (256, 1.0))
-"""Input sizes in pixels and the share of the time until which each is used: most is learned where a step is cheap."""
+"""Input sizes in pixels and the share of the time until which each is used: most steps are at the cheaper size."""
 EncoderStart = Literal["imagenet", "base", "random"]
-"""What an encoder begins with: ImageNet weights, those of the base that ``--start`` names, or nothing."""
+"""Initial weights of the encoder: ImageNet's, those of the base that ``--start`` names, or random ones."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run may vary; the defaults are what measured best.
+    """The settings of a run; the defaults gave the best results.
 
     Attributes:
         backbone: timm's name of the encoder's network.
-        encoder: What the encoder begins with; unless that is nothing, the backbone keeps its first stages.
-        start: Base whose prompt encoder and decoder to begin with, or empty.
-        backbone_rate: Learning rate of the backbone, of the others' rate.
-        batch_size: Images a step.
-        prompts: Most prompts an image; images with one mask get no more than two.
+        encoder: Initial weights of the encoder; unless they are random, the backbone's first stages are frozen.
+        start: Base whose prompt encoder and decoder are the initial weights, or empty.
+        backbone_rate: Learning rate of the backbone, as a share of the others' rate.
+        batch_size: Images per step.
+        prompts: Most prompts per image; images with one mask get no more than two.
         peak_rate: Highest learning rate of AdamW.
-        ema_decay: Of the exponential average of the weights, by step; 0 for none.
-        lambda_dice: Share of Dice in the mask loss, the rest is cross-entropy.
+        ema_decay: Decay of the exponential average of the weights per step; 0 for none.
+        lambda_dice: Share of Dice in the mask loss; the rest is cross-entropy.
         has_second_round: Correct the first masks in a third of the steps.
-        is_bf16: Compute in bfloat16 where that is safe; weights stay float32.
+        is_bf16: Use autocast to bfloat16; weights stay float32.
     """
 
     backbone: str = "tf_efficientnet_lite2"
@@ -97,7 +97,7 @@ class Recipe:
 
 
 class Prompts(NamedTuple):
-    """Prompts of one kind and what they ask for.
+    """Prompts of one kind with their target masks.
 
     Attributes:
         image: int64 ``(P,)``: which image of the batch each prompt belongs to.
@@ -117,10 +117,10 @@ class Prompts(NamedTuple):
 
 
 def draw_prompts(scene: Scene, most: int) -> list[Prompts]:
-    """Choose masks and prompts for a batch: up to one group of each kind.
+    """Draw target masks and prompts for a batch: up to one group of each kind.
 
-    The kinds are no prompt, boxes and points where there are objects; no prompt and a detector's false boxes where
-    there is nothing.
+    The kinds are the empty prompt, boxes and points for images with objects; and for images without any, the empty
+    prompt and false boxes, such as a detector may give.
     """
     kinds = ("none", "nothing", "false box", "box", "point")
     chosen: dict[str, list[tuple[int, Tensor]]] = {kind: [] for kind in kinds}
@@ -136,7 +136,7 @@ def draw_prompts(scene: Scene, most: int) -> list[Prompts]:
 
 
 def predict(network: AmSam, embedding: Tensor, prompts: Prompts) -> Prediction:
-    """Answer one group of prompts, in float32, from the batch's embeddings."""
+    """Predict masks for one group of prompts from the batch's embeddings, in float32."""
     prediction = network.predict(
         embedding[prompts.image], prompts.boxes, prompts.points, prompts.labels, prompts.earlier_logits
     )
@@ -144,11 +144,11 @@ def predict(network: AmSam, embedding: Tensor, prompts: Prompts) -> Prediction:
 
 
 def prompt_loss(prediction: Prediction, prompts: Prompts, mask_loss: nn.Module) -> Tensor:
-    """Dice and cross-entropy of one group's masks, and the squared error of the predicted IoU.
+    """Dice and cross-entropy of one group's masks, plus the squared error of the predicted IoU.
 
-    Of masks that are to be empty, all or none of a group, Dice says nothing: these have the cross-entropy alone, and an
-    IoU of 0, so that the network doubts what it draws there. A false box asks for the doubt alone: whoever draws a box
-    shall get a mask.
+    Either all or none of a group's targets are empty. For empty targets Dice is not informative: they have only the
+    cross-entropy, and a true IoU of 0, so that the network learns to predict a low IoU there. For false boxes only the
+    predicted IoU is trained: a person who draws a box shall get a mask.
     """
     target = _at_logits(prompts.targets)
     is_object = (prediction.mask_logits.argmax(dim=1, keepdim=True) == 1).float()
@@ -164,12 +164,12 @@ def prompt_loss(prediction: Prediction, prompts: Prompts, mask_loss: nn.Module) 
 
 
 def second_round(prompts: Prompts, prediction: Prediction) -> Prompts:
-    """The same questions with the first answer as mask prompt and one point more, where that answer is wrong."""
+    """The same prompts with the first mask as mask prompt, and one more point where that mask is wrong."""
     logits = prediction.mask_logits.detach()
     earlier = logits[:, 1:] - logits[:, :1]
     target = _at_logits(prompts.targets)
     error = ((earlier > 0) != target.bool()).float().flatten(1)
-    cell = torch.multinomial(error + 1e-6, 1)  # anywhere where there is no error
+    cell = torch.multinomial(error + 1e-6, 1)  # without any error, multinomial would have no weights to draw by
     label = target.flatten(1).gather(1, cell).long()
     width = target.shape[-1]
     point = LOGIT_STRIDE * (torch.stack([cell % width, cell // width], dim=2).float() + 0.5)
@@ -179,8 +179,8 @@ def second_round(prompts: Prompts, prediction: Prediction) -> Prompts:
     return prompts._replace(points=points, labels=labels, earlier_logits=earlier)
 
 
-class Asked(NamedTuple):
-    """Dice of one question under three prompts, each in [0, 1]."""
+class DiceByPrompt(NamedTuple):
+    """Mean Dice for the same targets with three kinds of prompts, each in [0, 1]."""
 
     box: float
     point: float
@@ -188,17 +188,17 @@ class Asked(NamedTuple):
 
 
 @torch.no_grad()
-def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
-    """Mean Dice at the images' stored size with the truth's box, one centre point, and no prompt.
+def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, DiceByPrompt]:
+    """Mean Dice at the images' stored size with the true box, one centre point, and no prompt.
 
     Args:
         network: A base.
         items: Held-out images of one source.
-        most: How many of them, from the first.
+        most: Number of images, from the first.
 
     Returns:
-        ``"whole"`` for images with a whole object; ``"parts"`` for images with several masks, where the largest and the
-        median of them by area are asked for, one at a time.
+        ``"whole"`` for images with a whole object; ``"parts"`` for images with several masks, of which the largest and
+        the median one by area are the targets.
     """
     network.eval()
     size = network.input_size
@@ -207,11 +207,12 @@ def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
     scores: dict[str, list[Tensor]] = {}
     for index in range(len(items)):
         questions = _questions(items.ids[index, 0], items.whole[index])
+        # One embedding for all prompts of an image.
         embedding = network.image_encoder(images[index : index + 1]) if questions else None
         for name, target in questions:
             assert embedding is not None
             to_input = size / target.shape[-1]
-            boxes, points = to_input * _certain_box(target)[None], to_input * interior_point(target)[None, None]
+            boxes, points = to_input * _box_of_target(target)[None], to_input * interior_point(target)[None, None]
             foreground = torch.ones(1, 1)
             answers = (
                 network(embedding, boxes),
@@ -221,7 +222,7 @@ def validate(network: AmSam, items: Items, most: int = 32) -> dict[str, Asked]:
             truth = target[None, None].float()
             dice = [compute_dice(_mask(answer, target.shape[-1]), truth).nan_to_num(0.0) for answer in answers]
             scores.setdefault(name, []).append(torch.cat(dice).flatten())
-    return {name: Asked(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
+    return {name: DiceByPrompt(*torch.stack(values).mean(dim=0).tolist()) for name, values in scores.items()}
 
 
 def _mask(mask_logits: Tensor, side: int) -> Tensor:
@@ -230,7 +231,8 @@ def _mask(mask_logits: Tensor, side: int) -> Tensor:
 
 
 def interior_point(target: Tensor) -> Tensor:
-    """The pixel of a bool ``(S, S)`` mask that lies deepest inside: float32 ``(2,)``, x and y."""
+    """The pixel of a bool ``(S, S)`` mask that is farthest from its border: float32 ``(2,)``, x and y."""
+    # Not the centroid, which may lie outside a curved object. Padded, as an object may touch the image's edge.
     depth = ndimage.distance_transform_edt(np.pad(target.cpu().numpy(), 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return torch.tensor([column + 0.5, row + 0.5], dtype=torch.float32)
@@ -247,11 +249,11 @@ class Run(RestartableRun):
     """A base's training: network, average of its weights and optimiser.
 
     Args:
-        folder: Where the checkpoint, the log and the result lie.
-        name: Of the base, which names the result's file.
-        recipe: What the run varies.
+        folder: Folder of the checkpoint, the log and the result.
+        name: Name of the base, and of the result's file.
+        recipe: Settings of the run.
         device: Training device.
-        input_size: Side of the model input in pixels; may change from one restart to the next.
+        input_size: Side of the model input in pixels; may differ between restarts.
     """
 
     PROGRESS = ("step", "elapsed")
@@ -261,7 +263,7 @@ class Run(RestartableRun):
         self.folder, self.name, self.recipe, self.step, self.elapsed = folder, name, recipe, 0, 0.0
         self.settings = {"base": name, **asdict(recipe)}
         self.network = self._build(input_size).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)
+        ema = exponential_average(recipe.ema_decay**AVERAGE_EVERY)  # the decay is per step, updates are rarer
         self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         features = list(self.network.image_encoder.backbone.parameters())
         others = [p for name, p in self.network.named_parameters() if ".backbone." not in name]
@@ -271,12 +273,12 @@ class Run(RestartableRun):
 
     def _build(self, input_size: int) -> AmSam:
         network = build_amsam("tiny", input_size=input_size, rank=0, calibration="none", is_fused=False)
-        # A finished base has its batch norms merged: it goes on without them, as it will be used.
+        # A finished base has its batch norms merged into convolutions, so it is trained further without them.
         network.image_encoder = CompactImageEncoder(input_size, self.recipe.encoder == "base", self.recipe.backbone)
         return network
 
     def begin(self) -> None:
-        """Fill the new network with what is known already: ImageNet's features, and how to follow a prompt."""
+        """Load the initial weights: ImageNet's for the backbone, and an earlier base's for prompts and decoder."""
         if self.recipe.encoder == "imagenet":
             load_imagenet_weights(self.network.image_encoder.backbone, self.recipe.backbone)
         if self.recipe.start:
@@ -288,7 +290,7 @@ class Run(RestartableRun):
         self.average.module.load_state_dict(self.network.state_dict())
 
     def train_mode(self) -> None:
-        """Training mode, but for the first stages of a pretrained backbone, which stay as they are."""
+        """Training mode, except for the frozen first stages of a pretrained backbone."""
         self.network.train()
         for stage in self._frozen():
             stage.requires_grad_(False).eval()
@@ -300,10 +302,11 @@ class Run(RestartableRun):
         return [backbone.conv_stem, backbone.bn1, *backbone.blocks[:FROZEN_STAGES]]
 
     def restore(self) -> None:
-        """Continue from the restart file, if there is one, with the fused optimiser also where the file knows none."""
+        """Continue from the restart file, if there is one."""
         if not self.checkpoint.is_file():
             self.begin()
         super().restore()
+        # Loading replaces the groups' settings; restart files of earlier versions are not of a fused optimiser.
         for group in self.optimizer.param_groups:
             group["fused"] = True
 
@@ -320,10 +323,10 @@ class Run(RestartableRun):
 
 
 def exponential_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An update for ``AveragedModel`` whose memory grows with the run.
+    """An update for ``AveragedModel`` whose window grows with the run.
 
-    After n updates it spans about n/9 of them, at most 1 / (1 - decay): a short run is not averaged with the noise that
-    it began as.
+    After n updates it spans about n/9 of them, at most 1 / (1 - decay): so a short run is not averaged with its random
+    initial weights.
     """
 
     def update(averaged: Any, current: Any, count: Any) -> None:
@@ -336,15 +339,15 @@ def exponential_average(decay: float) -> Callable[[Any, Any, Any], None]:
 def train(
     run: Run, bank: Bank, minutes: float, until: float, validate_every: int, clock: Callable[[], float] = time.monotonic
 ) -> None:
-    """Train until a share ``until`` of ``minutes`` is spent; the learning rate follows the share that is spent.
+    """Train until the share ``until`` of ``minutes`` has passed; the learning rate follows the share that has passed.
 
     Args:
-        run: What to train.
-        bank: Where its images come from.
+        run: The run to train.
+        bank: Source of images.
         minutes: Length of the whole training.
         until: In [0, 1].
         validate_every: Steps between validations.
-        clock: Seconds; ``time.process_time`` compares one-threaded runs fairly on a machine that others use too.
+        clock: Returns seconds; with ``time.process_time``, single-threaded runs are comparable on a shared machine.
     """
     recipe = run.recipe
     mask_loss = SegmentationLoss(recipe.lambda_dice)
@@ -355,7 +358,7 @@ def train(
         if run.elapsed >= 60 * minutes * until:
             break
         if not (groups := draw_prompts(scene, recipe.prompts)):
-            continue  # nothing large enough to ask for
+            continue  # no object in the batch is large enough to be a target
         run.train_mode()
         for group in run.optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(run.elapsed / (60 * minutes), recipe.peak_rate)
@@ -374,7 +377,7 @@ def train(
         if run.step % 50 == 0:
             print(f"step {run.step}  {run.elapsed / 60:.1f} min  loss {running:.4f}", flush=True)
         if run.step % validate_every == 0 or time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            pause = clock()
+            pause = clock()  # validation and saving do not count as training time
             if run.step % validate_every == 0:
                 log_validation(run, bank)
             run.save()
@@ -416,8 +419,8 @@ def log_validation(run: Run, bank: Bank, most: int = LOGGED_IMAGES) -> None:
 @click.command(context_settings={"show_default": True})
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--mix", type=click.Choice(list(MIXES)), default="tiny", help="Which base: what it gets to see.")
-@click.option("--minutes", default=150.0, help="Training time; loading and validation come on top.")
+@click.option("--mix", type=click.Choice(list(MIXES)), default="tiny", help="The base, which decides its images.")
+@click.option("--minutes", default=150.0, help="Training time, without loading and validation.")
 @click.option("--cpu-time", is_flag=True, help="Count minutes of CPU time instead of the wall clock's.")
 @click.option("--input-size", type=int, help="One size from first to last.  [default: 160 px, then 256 px]")
 @click.option("--backbone", default=Recipe.backbone, help="timm's name of the encoder's network.")
@@ -425,13 +428,13 @@ def log_validation(run: Run, bank: Bank, most: int = LOGGED_IMAGES) -> None:
     "--encoder",
     type=click.Choice(get_args(EncoderStart)),
     default=Recipe.encoder,
-    help="What the encoder begins with: ImageNet's weights, those of --start, or nothing.",
+    help="Initial weights of the encoder: ImageNet's, those of --start, or random ones.",
 )
-@click.option("--start", default=Recipe.start, help="Base whose prompt encoder and mask decoder to begin with.")
+@click.option("--start", default=Recipe.start, help="Base with the initial prompt encoder and mask decoder.")
 @click.option("--backbone-rate", default=Recipe.backbone_rate, help="Share of the learning rate for the backbone.")
 @click.option("--sizes", nargs=2, type=int, default=tuple(size for size, _ in STAGES), help="Pixels, first and last.")
-@click.option("--batch-size", default=Recipe.batch_size, help="Images a step.")
-@click.option("--prompts", default=Recipe.prompts, help="Most prompts an image.")
+@click.option("--batch-size", default=Recipe.batch_size, help="Images per step.")
+@click.option("--prompts", default=Recipe.prompts, help="Most prompts per image.")
 @click.option("--learning-rate", default=Recipe.peak_rate)
 @click.option("--ema", default=Recipe.ema_decay, help="Decay of the average of the weights; 0 for none.")
 @click.option("--lambda-dice", default=Recipe.lambda_dice)
@@ -511,6 +514,7 @@ def _choose(ids: Tensor, whole: Tensor, most: int) -> list[tuple[str, Tensor]]:
     has_whole = bool(target_of_whole.sum() >= MINIMUM_AREA)
     is_asked = has_whole and (len(parts) == 1 or float(torch.rand(1)) < NO_PROMPT_SHARE)
     choices = [("none", target_of_whole)] if is_asked else []
+    # With one part, the part is the whole. With several, half of the images also have the whole as target of a prompt.
     order = [parts[i] for i in torch.randperm(len(parts)).tolist()]
     targets = [target_of_whole] if has_whole and (len(parts) == 1 or float(torch.rand(1)) < 0.5) else []
     if not (has_whole and len(parts) == 1):
@@ -521,13 +525,13 @@ def _choose(ids: Tensor, whole: Tensor, most: int) -> list[tuple[str, Tensor]]:
 
 
 def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
-    """Batch the prompts of one kind."""
+    """Combine the prompts of one kind into one group."""
     targets = torch.stack([target for _, target in entries])
     image = torch.tensor([index for index, _ in entries], device=targets.device)
     prompts = Prompts(image, targets[:, None].float())
     size = (targets.shape[-2], targets.shape[-1])
     if kind == "box":
-        tight = torch.stack([_certain_box(target) for target in targets]).to(targets.device)
+        tight = torch.stack([_box_of_target(target) for target in targets]).to(targets.device)
         jitter = BOX_JITTERS[int(torch.randint(len(BOX_JITTERS), (1,)))]
         return prompts._replace(boxes=jitter_boxes(tight, jitter, size))
     if kind == "false box":
@@ -538,38 +542,36 @@ def _group(kind: str, entries: list[tuple[int, Tensor]]) -> Prompts:
         pixel = torch.multinomial(prompts.targets.flatten(1), 1)
         labels = torch.ones_like(pixel)
         if float(torch.rand(1)) < BACKGROUND_POINT_SHARE:
-            pixel = torch.cat([pixel, _beside(prompts.targets)], dim=1)
+            pixel = torch.cat([pixel, _background_pixels(prompts.targets)], dim=1)
             labels = torch.cat([labels, torch.zeros_like(labels)], dim=1)
         points = torch.stack([pixel % size[1], pixel // size[1]], dim=2).float() + 0.5
         return prompts._replace(points=points, labels=labels)
     return prompts
 
 
-def _beside(targets: Tensor) -> Tensor:
+def _background_pixels(targets: Tensor) -> Tensor:
     """A background pixel for each mask ``(P, 1, S, S)``, near the object where there is one: int64 ``(P, 1)``."""
     reach = targets.shape[-1] // 8 * 2 + 1
     near = targets
-    for side in (
-        (reach, 1),
-        (1, reach),
-    ):  # one axis after the other: a square's largest value at a fraction of the cost
+    # One axis after the other: the maximum over a square at a fraction of the cost.
+    for side in ((reach, 1), (1, reach)):
         near = functional.max_pool2d(near, side, stride=1, padding=(side[0] // 2, side[1] // 2))
     return torch.multinomial(((near - targets) + 1e-4 * (1 - targets) + 1e-9).flatten(1), 1)
 
 
-def _certain_box(target: Tensor) -> Tensor:
+def _box_of_target(target: Tensor) -> Tensor:
     box = box_from_mask(target)
     assert box is not None, "targets have at least MINIMUM_AREA pixels"
     return box
 
 
 def _at_logits(targets: Tensor) -> Tensor:
-    """Masks ``(P, 1, S, S)`` at the logits' resolution, by majority: float ``(P, 1, S/4, S/4)``, 0 or 1."""
+    """Masks ``(P, 1, S, S)`` at the logits' resolution by majority vote: float ``(P, 1, S/4, S/4)``, 0 or 1."""
     return (functional.avg_pool2d(targets, LOGIT_STRIDE) > 0.5).float()
 
 
 def _questions(ids: Tensor, whole: Tensor) -> list[tuple[str, Tensor]]:
-    """The whole object, and of several parts the largest and the median by area, with their names."""
+    """Target masks with their names: the whole object and, if there are several parts, the largest and the median."""
     areas = torch.bincount(ids.flatten().long(), minlength=IDS)
     areas[0] = 0
     parts = sorted(torch.nonzero(areas >= MINIMUM_AREA).flatten().tolist(), key=lambda part: -int(areas[part]))

@@ -1,9 +1,8 @@
-"""Training scenes for pre-training: an image bank in memory, augmented in batches, with several prompts an image.
+"""Training images for pre-training: an image bank in memory, from which augmented batches are drawn.
 
-All images stay in memory as uint8 squares; flips, rotations, scales, colours and hair are drawn in batches of tensors
-on the training device, people and things are pasted one by one. Every image comes with a map of mask ids, and with a
-table that says which ids make up its *whole* object: what the network should find without a prompt. Ids on their own
-are found by box or point.
+All images stay in memory as uint8 squares. Flips, rotations, scales, colours and hair are drawn in batches of tensors
+on the training device; people and things are pasted one by one. Every image has a map of mask ids, and a table of the
+ids that make up its *whole* object, the target without a prompt. Single ids are targets of box and point prompts.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from amsam_med.synthetic.artefacts import add_bubbles, scale_marks
 from amsam_med.synthetic.strokes import cover, wandering_strokes
 
 BANK_SIZE = 288
-"""Side of the stored squares: a little over the model input, so that zooming in keeps detail."""
+"""Side of the stored squares: a little larger than the model input, so that zooming in keeps detail."""
 IDS = 256
 REST_OF_PERSON = 254
 WALL_TOLERANCE = 28
@@ -37,7 +36,7 @@ WALL_TOLERANCE = 28
 HELD_OUT = 0.05
 """Share of each source for validation."""
 MINIMUM_AREA = 100
-"""Smallest object that is asked for, in pixels of the model input."""
+"""Smallest target, in pixels of the model input."""
 
 
 class Source(NamedTuple):
@@ -45,13 +44,13 @@ class Source(NamedTuple):
 
     Attributes:
         folder: Path below the data folder.
-        turn: Largest rotation in degrees: people stand upright, skin has no up.
+        turn: Largest rotation in degrees: people stand upright, skin has no upright orientation.
         has_whole: All non-zero ids together are one object (a lesion, a person, a cell).
-        first: Use only the first so many images (by name); 0 for all.
-        closest: Smallest part of the image's side that is shown: full-length photos make portraits, too.
-        is_studio: Taken before a plain wall: what differs from the wall belongs to the person, also where the
+        first: Number of images to use, the first by name; 0 for all.
+        closest: Smallest share of the image's side that is shown, so that full-length photos also give portraits.
+        is_studio: Taken in front of a plain wall: what differs from the wall belongs to the person, even if the
             machine-made masks leave it out, as they do with necks and hems.
-        is_skin: Around its objects is skin, of which squares without any object are cut.
+        is_skin: Its objects are surrounded by skin, from which squares without any object are cut.
     """
 
     folder: str
@@ -81,9 +80,9 @@ SOURCES = (
 PASTED = "pasted"
 """Name of the images made by pasting objects onto other photos, in a mix."""
 BLOBS = "blobs"
-"""Name of the images made of two photos' textures, of which one lies as a blob on the other, in a mix."""
+"""Name of the images made of two photos' textures, one of them pasted as a blob onto the other, in a mix."""
 NOTHING = "nothing"
-"""Name of the images without any object, in a mix: scenery, and skin beside lesions."""
+"""Name of the images without any object, in a mix: scenery, and skin next to lesions."""
 MIXES: dict[str, dict[str, float]] = {
     "tiny": {
         "isic2018/train": 0.26,
@@ -119,8 +118,9 @@ MIXES: dict[str, dict[str, float]] = {
 }
 """Bases and the shares of their training images.
 
-``tiny-general`` never sees skin lesions nor human_vikram, and is never told that there is nothing: whatever it has not
-met before would be nothing to it. Blobs teach it instead that whatever differs from its surroundings is an object.
+``tiny-general`` is trained neither on skin lesions nor on human_vikram, and on no images without an object: from those
+it would learn that any unknown kind of object is background. Blobs teach it instead that whatever differs from its
+surroundings is an object; without them, it segments lesions worse the longer it is trained.
 """
 FINISHES: dict[str, dict[str, float]] = {
     "tiny": {
@@ -136,7 +136,7 @@ FINISHES: dict[str, dict[str, float]] = {
         PASTED: 0.14,
     },
 }
-"""Shares of a run's last stage where they differ: once the network can see, more of what the base is used for."""
+"""Shares of a run's last stage, where they differ: more images of the base's later use."""
 PEOPLE = ("pretrain/person_cutouts", "pretrain/ccp", "pretrain/viton", "human_vikram")
 OBJECTS = ("pretrain/weizmann", "pretrain/davis16")
 SCENERY = ("pretrain/backgrounds", "pretrain/bsds500")
@@ -147,21 +147,21 @@ GREY_SHARE = 0.18
 PATCH_SIDES = (16, 90)
 """Sides of the squares of a photo that textures are cut from, in pixels of the bank."""
 LEAST_CONTRAST = 0.07
-"""By which a blob's mean colour differs at least from what it lies on, of 1: less could not be seen."""
+"""Least difference of a blob's mean colour from its background, in [0, 1]: less would not be visible."""
 SECOND_BLOB_SHARE = 0.15
 SPOTTED_SHARE = 0.4
-"""Of the blobs: how many have a part of another colour, which is no object of its own."""
+"""Share of the blobs that have a part of another colour, which is not a separate object."""
 OUTLINE = 0.35
-"""Where a soft blob ends, of what it covers: people draw the outline of what fades out on its outer side."""
+"""Coverage at which a soft blob ends: people draw the outline of a fading border on its outer side."""
 OVERLAYS = 96
 OVERLAY_SHARE = 0.22
-"""How many hair and ruler overlays are drawn in advance, and what share of the images gets one."""
+"""Number of hair and ruler overlays that are drawn in advance, and the share of images that get one."""
 CIRCLE_SHARE, BUBBLES_SHARE, COARSE_SHARE = 0.15, 0.06, 0.2
-"""Shares of the images that are seen through a dark circle, lie under gel with bubbles, or have lost their detail."""
+"""Shares of the images with a dark circle around them, with gel bubbles, and with reduced detail."""
 HIDDEN = 0.15
-"""Of an image's light: what a dark circle leaves less of is hidden, and not part of any object."""
+"""Pixels darkened by a circle to less than this share of their light are hidden, and part of no object."""
 SKIN_SHARE = 0.7
-"""Of the images without an object, where there are lesions to cut skin from: squares of skin, the rest is scenery."""
+"""Share of squares of skin among images without an object, if the bank has lesions; the rest is scenery."""
 SMALLEST_SKIN = 40
 SKIN_MARGIN = 5
 """Pixels of the bank: the smallest side of a square of skin, and its distance from the object."""
@@ -174,7 +174,7 @@ class Items(NamedTuple):
         images: uint8 ``(N, 3, BANK_SIZE, BANK_SIZE)``.
         ids: uint8 ``(N, 1, BANK_SIZE, BANK_SIZE)``, 0 for background.
         whole: bool ``(N, 256)``: which ids make up the whole object.
-        is_empty: bool ``(N,)``: there is no object of any kind, and without a prompt the answer is an empty mask.
+        is_empty: bool ``(N,)``: there is no object of any kind, and the target without a prompt is an empty mask.
     """
 
     images: Tensor
@@ -192,7 +192,7 @@ class Items(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A batch as the network sees it.
+    """A batch in the network's input frame.
 
     Attributes:
         images: float32 ``(B, 3, S, S)`` in [0, 1].
@@ -234,7 +234,7 @@ def held_out(root: Path, source: Source) -> list[Path]:
 
 
 def held_out_items(items: Items) -> Items:
-    """What a :class:`Bank` keeps of a source for validation."""
+    """The part of a source that a :class:`Bank` keeps for validation."""
     return items.take(_split(len(items), HELD_OUT)[0])
 
 
@@ -253,10 +253,10 @@ def _split(count: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def with_rest_of_person(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Give what stands out from a plain wall, and is in no part yet, the id :data:`REST_OF_PERSON`.
+    """Give pixels that differ from a plain wall, and belong to no part yet, the id :data:`REST_OF_PERSON`.
 
     Args:
-        image: uint8 ``(H, W, 3)``; the wall shows in both upper corners.
+        image: uint8 ``(H, W, 3)``; the wall is visible in both upper corners.
         mask: uint8 ``(H, W)``, ids of parts.
     """
     corner = min(mask.shape) // 14
@@ -271,8 +271,8 @@ class Bank:
 
     Args:
         root: The data folder.
-        mix: Shares by source folder, and of :data:`PASTED`; missing folders are an error, never silently left out.
-        share: Of each source, what is held out for validation (at least 12 images).
+        mix: Shares by source folder, and of :data:`PASTED`; a missing folder is an error.
+        share: Share of each source that is held out for validation (at least 12 images).
         with_overlays: Draw hair and rulers over some of the images.
     """
 
@@ -301,7 +301,7 @@ class Bank:
         self.overlays = draw_overlays(OVERLAYS) if with_overlays else None
 
     def use_shares(self, mix: Mapping[str, float]) -> None:
-        """Draw from now on by other shares of the same sources."""
+        """Draw with other shares of the same sources from now on."""
         made = [mix.get(name, 0.0) for name in (PASTED, BLOBS, NOTHING)]
         self._weights = torch.tensor([*(mix[source.folder] for source in self.sources), *made])
 
@@ -314,39 +314,39 @@ class Bank:
             parts = zip(*(items for items, _, _ in picks), strict=True)
             scene = augment(Items(*(torch.cat(part).to(device) for part in parts)), limits, size)
             if self.overlays is not None:
-                scene = scene._replace(images=lay_over(scene.images, self.overlays))
-            yield look_through_circles(scene)
+                scene = scene._replace(images=add_overlays(scene.images, self.overlays))
+            yield add_dark_circles(scene)
 
     def _pick(self, index: int) -> tuple[Items, float, float]:
         """An image, its largest rotation in degrees and its closest view."""
         if index < len(self.sources):
             source = self.sources[index]
-            return one_of(self.train[source.folder]), source.turn, source.closest
+            return random_item(self.train[source.folder]), source.turn, source.closest
         if index == len(self.sources) + 1:
-            return self._blobs(), 180.0, 0.6
+            return self._blob_scene(), 180.0, 0.6
         if index > len(self.sources):
-            return self._nothing(), 180.0, 0.6
-        scenery = one_of(_any(self.scenery))
+            return self._empty_scene(), 180.0, 0.6
+        scenery = random_item(_random_group(self.scenery))
         if self.objects and _uniform(0, 1) < OBJECT_SHARE:
-            return paste(one_of(_any(self.objects)), scenery), 15.0, 0.7
-        if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping: both are wanted
-            scenery = paste(one_of(_any(self.people)), scenery)
-        return paste(one_of(_any(self.people)), scenery), 10.0, 0.7
+            return paste(random_item(_random_group(self.objects)), scenery), 15.0, 0.7
+        if _uniform(0, 1) < 0.25:  # two people, side by side or overlapping; both belong to the target
+            scenery = paste(random_item(_random_group(self.people)), scenery)
+        return paste(random_item(_random_group(self.people)), scenery), 10.0, 0.7
 
-    def _blobs(self) -> Items:
-        """One blob, sometimes two, on a texture."""
+    def _blob_scene(self) -> Items:
+        """An image of one blob, sometimes two, on a texture."""
         photos = [self.scenery[0], *self.train.values()]
-        ground = cut_texture(one_of(_any(photos)))
+        ground = cut_texture(random_item(_random_group(photos)))
         if _uniform(0, 1) < SECOND_BLOB_SHARE:
-            ground = lay_blob(ground, cut_texture(one_of(_any(photos))))
-        return lay_blob(ground, cut_texture(one_of(_any(photos))))
+            ground = paste_blob(ground, cut_texture(random_item(_random_group(photos))))
+        return paste_blob(ground, cut_texture(random_item(_random_group(photos))))
 
-    def _nothing(self) -> Items:
-        """Skin beside a lesion, or scenery without people."""
+    def _empty_scene(self) -> Items:
+        """An image without an object: skin next to a lesion, or scenery without people."""
         while self.skin and _uniform(0, 1) < SKIN_SHARE:
-            if (square := cut_skin(one_of(_any(self.skin)))) is not None:
+            if (square := cut_skin(random_item(_random_group(self.skin)))) is not None:
                 return square
-        images, ids, whole, _ = one_of(self.scenery[0])
+        images, ids, whole, _ = random_item(self.scenery[0])
         return Items(images, ids, whole, torch.ones(1, dtype=torch.bool))
 
 
@@ -367,7 +367,7 @@ def cut_skin(photo: Items) -> Items | None:
 
 
 def _enlarged(square: Tensor, mode: str, is_empty: bool) -> Items:
-    """A part of one photo, ``(1, 3, s, s)`` in [0, 255], as an image in which nothing is marked."""
+    """A part of a photo, ``(1, 3, s, s)`` in [0, 255], as an image without mask ids."""
     pixels = functional.interpolate(square.float(), size=(BANK_SIZE, BANK_SIZE), mode=mode, align_corners=False)
     return Items(
         pixels.clamp(0, 255).round().to(torch.uint8),
@@ -378,9 +378,10 @@ def _enlarged(square: Tensor, mode: str, is_empty: bool) -> Items:
 
 
 def largest_free_square(is_object: NDArray[np.bool_], margin: int) -> tuple[int, int, int, int] | None:
-    """The largest square that keeps ``margin`` pixels away from the object: x1, y1, x2, y2; None if there is none."""
+    """The largest square at least ``margin`` pixels away from the object: x1, y1, x2, y2; None if there is none."""
     is_near = ndimage.maximum_filter(is_object, size=2 * margin + 1, mode="constant")
-    free = np.pad(~is_near, 1)  # the image's edge bounds a square as the object does
+    free = np.pad(~is_near, 1)  # the image's edge limits a square as the object does
+    # By chessboard distance, "within reach" is a square: the farthest pixel is the centre of the largest free square.
     reach = ndimage.distance_transform_cdt(free, metric="chessboard")[1:-1, 1:-1]
     half = int(reach.max())
     if half == 0:
@@ -390,10 +391,10 @@ def largest_free_square(is_object: NDArray[np.bool_], margin: int) -> tuple[int,
 
 
 def draw_overlays(count: int, seed: int = 0) -> Tensor:
-    """Hair of many kinds, from a few to a pelt, every sixth time a ruler's scale instead.
+    """Draw overlays of sparse to dense hair; every sixth one is a ruler instead.
 
     Returns:
-        uint8 ``(count, 1, BANK_SIZE, BANK_SIZE)``: how much of a pixel is covered, 255 for all of it.
+        uint8 ``(count, 1, BANK_SIZE, BANK_SIZE)``: coverage of each pixel, 255 for all of it.
     """
     rng = np.random.default_rng(seed)
     size = (BANK_SIZE, BANK_SIZE)
@@ -416,8 +417,8 @@ def draw_overlays(count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy((255 * np.stack(overlays)).astype(np.uint8))[:, None]
 
 
-def lay_over(images: Tensor, overlays: Tensor) -> Tensor:
-    """Draw an overlay in a dark or light tone on some of the images, float ``(B, 3, S, S)`` in [0, 1]."""
+def add_overlays(images: Tensor, overlays: Tensor) -> Tensor:
+    """Draw overlays in dark or light tones over some of the images, float ``(B, 3, S, S)`` in [0, 1]."""
     b, size, device = len(images), images.shape[-1], images.device
     chosen = torch.nonzero(torch.rand(b) < OVERLAY_SHARE).flatten()
     if not len(chosen):
@@ -433,17 +434,17 @@ def lay_over(images: Tensor, overlays: Tensor) -> Tensor:
 
 
 def paste(person: Items, scenery: Items) -> Items:
-    """Paste the whole object of one image, at a random scale and place, onto another image.
+    """Paste the whole object of one image, at a random scale and position, onto another image.
 
-    Where the scenery was itself made by pasting, both objects are the whole.
+    If the scenery itself was made by pasting, both objects together are the whole.
     """
     scale = math.exp(_uniform(math.log(0.28), math.log(2.0)))
-    # Above 1 most people are cut off at the bottom and keep their heads, as in a portrait.
+    # Above 1, the position cuts most people off at the bottom, so that they keep their heads, as in portraits.
     alpha = person.whole[0][person.ids.long()].float()
     is_cut_off = bool(alpha[0, 0, -3:].any())
     if scale >= 1:
         down = _uniform(0.3, 0.9) - 0.9 * scale
-    elif is_cut_off:  # half a person does not float in the air
+    elif is_cut_off:  # a person cut off by the photo's edge must end at the bottom, not in mid-air
         down = scale - 1 - _uniform(0, 0.2)
     else:
         down = _uniform(-0.3, 0.3)
@@ -464,9 +465,9 @@ def paste(person: Items, scenery: Items) -> Items:
 
 
 def cut_texture(photo: Items) -> Items:
-    """A small square of one photo, enlarged to an image without an object.
+    """A small square of a photo, enlarged to an image without an object.
 
-    Half of them are cut from the middle of what is an object in that photo: skin and cloth are the ground here.
+    Half of them are cut from an object of that photo, so that skin and cloth also serve as background.
     """
     side = int(_uniform(*PATCH_SIDES))
     row, column = (int(_uniform(0, BANK_SIZE - side + 1)) for _ in range(2))
@@ -475,25 +476,27 @@ def cut_texture(photo: Items) -> Items:
         pixel = int(torch.multinomial(target.flatten().float(), 1))
         row, column = (min(max(at - side // 2, 0), BANK_SIZE - side) for at in divmod(pixel, BANK_SIZE))
     square = photo.images[:, :, row : row + side, column : column + side].float()
-    return _enlarged(_calmed(square, _uniform(0.1, 1)), "bicubic", is_empty=False)
+    return _enlarged(_with_less_contrast(square, _uniform(0.1, 1)), "bicubic", is_empty=False)
 
 
-def _calmed(pixels: Tensor, share: float) -> Tensor:
-    """A texture ``(1, 3, h, w)`` with only a share of its differences from its mean colour."""
+def _with_less_contrast(pixels: Tensor, share: float) -> Tensor:
+    """A texture ``(1, 3, h, w)`` with its contrast reduced to a share: differences from the mean colour are scaled."""
     colour = pixels.mean(dim=(2, 3), keepdim=True)
     return colour + share * (pixels - colour)
 
 
-def lay_blob(ground: Items, texture: Items) -> Items:
-    """Lay a blob of a texture, of any round shape, size and softness, on another; the whole are all blobs on it."""
+def paste_blob(ground: Items, texture: Items) -> Items:
+    """Paste a blob of a texture, of random round shape, size and softness, onto another; all blobs are the whole."""
     alpha = _blob()
     below, above = ground.images.float() / 255, texture.images.float() / 255
-    above = _calmed(above, _uniform(0, 1))
-    above = above + _uniform(0, 0.8) * (below - above)  # tinted glass shows what is below
+    above = _with_less_contrast(above, _uniform(0, 1))
+    above = above + _uniform(0, 0.8) * (below - above)  # semi-transparent, like tinted glass
     if _uniform(0, 1) < SPOTTED_SHARE:
         tone = torch.empty(1, 3, 1, 1).uniform_(-0.35, 0.35)
         above = above + _blob() * (tone + _uniform(-0.25, 0.25))
-    least = max(LEAST_CONTRAST, float(below.std(dim=(2, 3)).max()))  # on a restless ground a blob stands out more
+    least = max(
+        LEAST_CONTRAST, float(below.std(dim=(2, 3)).max())
+    )  # a blob must differ by more than the texture varies
     if float((above - below).mean(dim=(2, 3)).abs().max()) < least:
         is_dark = float(below.mean()) < 0.5
         above = above + (1 if is_dark else -1) * _uniform(least, max(0.4, 1.5 * least))
@@ -506,7 +509,7 @@ def lay_blob(ground: Items, texture: Items) -> Items:
 
 
 def _blob() -> Tensor:
-    """How much of each pixel a blob covers: a stretched circle with a wavy edge, float ``(1, 1, S, S)`` in [0, 1]."""
+    """Coverage of each pixel by a blob, a stretched circle with a wavy edge: float ``(1, 1, S, S)`` in [0, 1]."""
     axis = (torch.arange(BANK_SIZE) + 0.5) / BANK_SIZE - 0.5
     y, x = torch.meshgrid(axis - _uniform(-0.2, 0.2), axis - _uniform(-0.2, 0.2), indexing="ij")
     turn, stretch = _uniform(0, math.pi), math.exp(_uniform(0, 0.7))
@@ -537,8 +540,8 @@ def augment(batch: Items, limits: Tensor, size: int) -> Scene:
     return Scene(recolour(images), ids, batch.whole, batch.is_empty)
 
 
-def look_through_circles(scene: Scene) -> Scene:
-    """Darken the corners of some images: by vignettes, or a dermatoscope's black circle, which hides what it covers."""
+def add_dark_circles(scene: Scene) -> Scene:
+    """Darken the corners of some images by a vignette or a dermatoscope's circle; hidden pixels lose their ids."""
     b, _, size, _ = scene.images.shape
     device = scene.images.device
     light = torch.where(torch.rand(b, 1, 1, 1, device=device) < CIRCLE_SHARE, _vignette(b, size, device), 1.0)
@@ -546,7 +549,7 @@ def look_through_circles(scene: Scene) -> Scene:
 
 
 def recolour(images: Tensor) -> Tensor:
-    """Random brightness, contrast, saturation, colour cast, gamma, detail, bubbles and noise of ``(B, 3, S, S)``."""
+    """Change brightness, contrast, saturation, cast, gamma, detail, bubbles and noise of ``(B, 3, S, S)`` at random."""
     b, device = len(images), images.device
     draw = partial(_draw, b, device=device)
     grey = rgb_to_grayscale(images)
@@ -559,7 +562,7 @@ def recolour(images: Tensor) -> Tensor:
     for index in torch.nonzero(torch.rand(b) < COARSE_SHARE).flatten().tolist():
         images[index : index + 1] = _coarse(images[index : index + 1])
     for index in torch.nonzero(torch.rand(b) < BUBBLES_SHARE).flatten().tolist():
-        images[index] = _under_gel(images[index])
+        images[index] = _with_bubbles(images[index])
     if _uniform(0, 1) < 0.25:
         kernel = torch.tensor([1.0, 2.0, 1.0], device=device)
         weight = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)
@@ -574,7 +577,7 @@ def _random_affine(limits: Tensor) -> Tensor:
     zoom = closest * (1.3 / closest) ** torch.rand(count)
     stretch = torch.exp(torch.empty(count).uniform_(-0.15, 0.15))
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
-    room = 0.15 + 0.7 * (1 - zoom).clamp_min(0)  # a part of an image may be any part
+    room = 0.15 + 0.7 * (1 - zoom).clamp_min(0)  # the smaller the part that is shown, the farther it may be shifted
     shift = torch.empty(count, 2).uniform_(-1, 1) * room[:, None]
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     rows = torch.stack([cos * mirror * stretch, -sin, shift[:, 0], sin * mirror * stretch, cos, shift[:, 1]], dim=1)
@@ -582,21 +585,21 @@ def _random_affine(limits: Tensor) -> Tensor:
 
 
 def _coarse(image: Tensor) -> Tensor:
-    """An image ``(1, 3, S, S)`` of two to four times less detail, as from a small file or out of focus."""
+    """An image ``(1, 3, S, S)`` with two to four times less detail, as from a small file or out of focus."""
     size = image.shape[-1]
     small = round(size / _uniform(2, 4))
     less = functional.interpolate(image, size=(small, small), mode="bilinear", antialias=True)
     return functional.interpolate(less, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def _under_gel(image: Tensor) -> Tensor:
-    """An image ``(3, S, S)`` with bubbles; the synthetic ones, of which two in three pictures have none."""
+def _with_bubbles(image: Tensor) -> Tensor:
+    """An image ``(3, S, S)`` with synthetic gel bubbles; the generator draws none in two of three images."""
     rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
     return torch.from_numpy(add_bubbles(image.cpu().numpy(), rng)).to(image)
 
 
 def _vignette(count: int, size: int, device: torch.device) -> Tensor:
-    """Dark corners, half of them the black circle of a dermatoscope: float ``(B, 1, S, S)``, the share of the light."""
+    """Share of light with dark corners, half of them a dermatoscope's black circle: float ``(B, 1, S, S)``."""
     axis = torch.linspace(-1, 1, size, device=device)
     shift = torch.empty(2, count, 1, 1, 1, device=device).uniform_(-0.12, 0.12)
     radius = torch.sqrt((axis[:, None] - shift[0]) ** 2 + (axis[None] - shift[1]) ** 2)
@@ -607,7 +610,7 @@ def _vignette(count: int, size: int, device: torch.device) -> Tensor:
 
 
 def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A squared RGB image and its ids; a cut-out's alpha, or nothing at all, where there are no masks."""
+    """A squared RGB image and its ids; without masks, the ids are a cut-out's alpha channel, or all 0."""
     square = (BANK_SIZE, BANK_SIZE)
     with Image.open(path) as file:
         alpha = file.getchannel("A") if "A" in file.getbands() else None
@@ -621,7 +624,7 @@ def _read_pair(path: Path, masks: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
-    """Mark the ids of COCO class 0: the people of a photo are its whole object."""
+    """Mark the ids of people (COCO class 0), who together are the whole object of a photo."""
     row_of = {stem: row for row, stem in enumerate(stems)}
     with classes.open(newline="") as file:
         for entry in csv.DictReader(file):
@@ -629,13 +632,13 @@ def _mark_people(whole: Tensor, classes: Path, stems: list[str]) -> None:
                 whole[row_of[entry["stem"]], int(entry["id"])] = True
 
 
-def one_of(items: Items) -> Items:
-    """One of the images, by chance."""
+def random_item(items: Items) -> Items:
+    """One image, drawn at random."""
     index = int(torch.randint(len(items), (1,)))
     return items.take(slice(index, index + 1))
 
 
-def _any(groups: list[Items]) -> Items:
+def _random_group(groups: list[Items]) -> Items:
     return groups[int(torch.randint(len(groups), (1,)))]
 
 

@@ -1,4 +1,4 @@
-"""`amsam segment` on a folder of everything that a folder should not hold, with a few good pictures between."""
+"""`amsam segment` on a folder full of hostile files, with a few valid pictures among them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def write_bad(folder: Path) -> None:
 
 
 def write_what_is_no_file(folder: Path) -> None:
-    """What never ends when it is read, or cannot even be looked at."""
+    """Files that never end when they are read, or cannot be opened at all."""
     os.mkfifo(folder / "pipe.zip")
     for name, target in {"log.zip": "/proc/kmsg", "log.png": "/proc/kmsg", "log": "/proc/kmsg"}.items():
         (folder / name).symlink_to(target)

@@ -109,7 +109,7 @@ def _uses(path: Path) -> list[Callable[[], object]]:
 
 
 def use(path: Path) -> None:
-    """Do all that; whatever is wrong with the file is to be an error of ours."""
+    """Read the file in all ways; any problem with it must be an error of this package."""
     for one in _uses(path):
         text = _refusal(one)
         assert len(text) < 400

@@ -1,4 +1,4 @@
-"""gdcm may end its process, and ours goes on; what libjpeg says of a JPEG is heard."""
+"""A crash of gdcm does not end our process, and libjpeg's messages about a JPEG are captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a file is damaged, what reads it gives a result or an error of ours, soon and in little memory."""
+"""Readers of damaged files return a result or raise an error of this package, quickly and in little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a file holds, it gives an image or a DataError, soon, and without much memory."""
+"""Hostile files give an image or a DataError, quickly and without much memory."""
 
 from __future__ import annotations
 

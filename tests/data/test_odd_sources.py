@@ -1,4 +1,4 @@
-"""Results of images whose headers are odd are valid all the same, de-identified or not."""
+"""Results of images with unusual headers are valid, de-identified or not."""
 
 from __future__ import annotations
 

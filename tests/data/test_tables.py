@@ -1,4 +1,4 @@
-"""Names that others have chosen, in tables: valid UTF-8, no formulas, and back as they were."""
+"""Untrusted names in tables are valid UTF-8 and no formulas, and are read back unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way into the model's frame and back, by hand values, and through MONAI's own machinery."""
+"""Pre- and postprocessing by hand-computed values, and through MONAI's own classes."""
 
 from __future__ import annotations
 

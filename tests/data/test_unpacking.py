@@ -1,4 +1,4 @@
-"""What is compressed is unpacked onto disk, and no further than allowed."""
+"""Compressed files are unpacked onto disk, up to the limit."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from amsam_med.errors import DataError
 from amsam_med.segment.inputs import InputFile, Inputs, list_inputs, local_copy
-from amsam_med.segment.journal import Named
+from amsam_med.segment.journal import RecordedName
 from tests.small_bundle import write_picture
 
 
@@ -215,7 +215,7 @@ def test_many_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     assert peak < 2e6
 
 
-def prepared(*given: Path, recorded: tuple[Named, ...] = (), secret: bytes | None = None) -> Inputs:
+def prepared(*given: Path, recorded: tuple[RecordedName, ...] = (), secret: bytes | None = None) -> Inputs:
     files = list_inputs(map(str, given))
     files.prepare(recorded, secret)
     return files
@@ -262,13 +262,13 @@ def test_a_file_that_arrives_later_gives_way_to_results_that_are_there(tmp_path:
     for name in ("scan_0001.png", "a.jpg", "a.bmp", "A.png"):
         write_picture(tmp_path / name)
 
-    def names(*recorded: Named) -> set[str]:
+    def names(*recorded: RecordedName) -> set[str]:
         return {file.name for file in prepared(tmp_path, recorded=recorded)}
 
     folder = tmp_path.as_posix()
-    first = Named("scan_0001", f"{folder}/scan_0001.png", False), Named("a", "moved/a.jpg", False)
+    first = RecordedName("scan_0001", f"{folder}/scan_0001.png", False), RecordedName("a", "moved/a.jpg", False)
     assert names(*first) == {"scan_0001", "scan.tif", "a", "a.bmp", "A.png"}
-    first = Named("scan", f"{folder}/scan.tif", True), Named("A", f"{folder}/A.png", False)
+    first = RecordedName("scan", f"{folder}/scan.tif", True), RecordedName("A", f"{folder}/A.png", False)
     assert names(*first) == {"scan", "scan_0001.png", "A", "a.bmp", "a.jpg"}
 
 

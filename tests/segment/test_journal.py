@@ -17,9 +17,9 @@ from amsam_med.data.tables import read_table
 from amsam_med.errors import ConfigError
 from amsam_med.segment.journal import (
     COLUMNS,
-    Named,
     Part,
     Picture,
+    RecordedName,
     Records,
     Row,
     RunOutcome,
@@ -338,7 +338,7 @@ def test_pages_that_were_done_are_there_in_the_next_run_and_not_in_the_table(fol
     assert (earlier.is_done, earlier.sha256, sorted(earlier.parts)) == (False, "digest", [1, 2])
     assert earlier.parts[2].picture.row.certainty == 0.5
     assert earlier.parts[2].mask == b"mask"
-    assert list(records.names()) == [Named("a", "a.tif", True)]
+    assert list(records.names()) == [RecordedName("a", "a.tif", True)]
     end(records)
 
 

@@ -1,6 +1,6 @@
-"""DICOM: images that are read, results that are written, servers that are asked, and whose data they are.
+"""DICOM: reading images, writing results, DICOMweb servers, and de-identification.
 
-``reader`` turns files into pixels; ``header`` is the one way to read what stands before them. ``seg`` and ``sr`` are
-results, ``shared`` what both have in common. ``web`` speaks to DICOMweb servers. ``identifiers`` tells whether a path
-says whose an image is, ``deidentify`` removes what does.
+``reader`` decodes pixels; ``header`` is the only code that reads the attributes before them. ``seg`` and ``sr`` write
+results, with ``shared`` for what both need. ``web`` is a client of DICOMweb servers. ``identifiers`` finds out whether
+a path identifies a patient, ``deidentify`` removes identifying attributes.
 """

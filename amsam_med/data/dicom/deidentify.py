@@ -1,7 +1,7 @@
-"""DICOM attributes without a patient in them: the Basic Application Confidentiality Profile, PS3.15 Annex E.
+"""De-identification of DICOM attributes by the Basic Application Confidentiality Profile, PS3.15 Annex E.
 
-dicom-anonymizer brings table E.1-1 of the standard. The table is applied here, as that package looks at the outermost
-level of a dataset only: UIDs and names inside of sequences would stay.
+The package dicom-anonymizer provides table E.1-1 of the standard. The table is applied here, because that package only
+processes the outermost level of a dataset: UIDs and names inside sequences would remain.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import ConfigError, DataError, MissingExtraError
 
 SHORTEST_SECRET = 16
-"""Bytes that a secret has at least; with fewer, the old UIDs could be found by trying."""
+"""The shortest secret in bytes; with fewer, the original UIDs could be found by brute force."""
 
 _Action: TypeAlias = Literal["remove", "empty", "empty or date", "dummy", "uid", "inside"]
 
 _TABLE = "dicomfields_2026c"  # the edition of the standard
-_ACTIONS: Mapping[str, _Action] = {  # of several that the table allows, the one that leaves least
+_ACTIONS: Mapping[str, _Action] = {  # if the table allows several actions, the one that leaves least
     "X_TAGS": "remove",
     "X_Z_TAGS": "remove",
     "X_D_TAGS": "remove",
@@ -38,7 +38,7 @@ _ACTIONS: Mapping[str, _Action] = {  # of several that the table allows, the one
     "U_TAGS": "uid",
     "X_Z_U_STAR_TAGS": "inside",
 }
-_NEEDED: Mapping[BaseTag, _Action] = {  # by dermoscopic images, where the table would allow more
+_NEEDED: Mapping[BaseTag, _Action] = {  # required in dermoscopic images, although the table would allow removing them
     Tag("AcquisitionContextSequence"): "empty",
     Tag("DeviceSerialNumber"): "dummy",
 }
@@ -51,7 +51,7 @@ _METHOD = "PS3.15 E.1 basic profile; pixels not cleaned"
 
 
 class _Rules(NamedTuple):
-    """Table E.1-1: what to do with an attribute, and the repeating groups that go as a whole."""
+    """Table E.1-1: the action for each attribute, and the repeating groups that are removed as a whole."""
 
     actions: Mapping[BaseTag, _Action]
     groups: frozenset[int]
@@ -59,15 +59,15 @@ class _Rules(NamedTuple):
 
 @quiet_decoders()
 def deidentified(dataset: Dataset, secret: bytes) -> Dataset:
-    """The dataset as the Basic Application Confidentiality Profile leaves it, at every depth.
+    """A copy of the dataset, de-identified by the Basic Application Confidentiality Profile at every depth.
 
-    Attributes of table E.1-1 are removed where it allows that, else emptied, else given a dummy; private attributes,
-    curves and overlays are removed. UIDs become others that belong to the same secret and the same old UID: files of a
-    study stay together, within a run and between runs, and without the secret nobody finds the old ones.
+    Attributes of table E.1-1 are removed if it allows that, else emptied, else given a dummy value; private attributes,
+    curves and overlays are removed. Each UID is replaced by a keyed digest of it: files of a study stay together,
+    within a run and between runs, and the original UIDs cannot be found without the secret.
 
-    Nothing looks at pixels, and by PS3.3 C.7.1.1 "Patient Identity Removed" speaks for them, too. An image that says
-    of itself that text is burned into it (Burned In Annotation) is therefore refused with its pixels. Without them, as
-    the header that results are derived from, it is accepted: masks and numbers show none of the text.
+    Pixels are not inspected, although by PS3.3 C.7.1.1 "Patient Identity Removed" is a statement about them as well. So
+    an image with pixels that declares burned-in text (Burned In Annotation) is refused. Its header alone, from which
+    results are derived, is accepted: masks and measurements contain none of the text.
 
     Args:
         dataset: An image or its header; it is not changed.
@@ -108,7 +108,7 @@ def is_deidentified(dataset: Dataset) -> bool:
 
 
 def without_dates(dataset: Dataset) -> None:
-    """Give every date and time that has a value the same dummy, in place; a result's own date tells the patient's."""
+    """Replace every date and time by the same dummy, in place: the date of a result reveals that of the examination."""
 
     def hide(_: Dataset, element: DataElement) -> None:
         if element.VR in ("DA", "TM", "DT") and element.value:
@@ -120,6 +120,7 @@ def without_dates(dataset: Dataset) -> None:
 
 def _clean(dataset: Dataset, rules: _Rules, secret: bytes) -> None:
     for tag in list(dataset.keys()):
+        # Private attributes may contain anything; the repeating groups are curves and overlays.
         if tag.is_private or tag.group & 0xFF00 in rules.groups:
             del dataset[tag]
             continue
@@ -169,12 +170,12 @@ def _new_uids(value: object, secret: bytes) -> object:
 
 def _new_uid(uid: str, secret: bytes) -> UID:
     if uid.startswith(_STANDARD_ROOT):
-        return UID(uid)
+        return UID(uid)  # class and syntax UIDs identify nobody, and no reader would understand others
     return generate_uid(entropy_srcs=[hmac.new(secret, uid.encode(), "sha256").hexdigest()])
 
 
 def _file_meta(old: FileMetaDataset, clean: Dataset) -> FileMetaDataset:
-    """Only what says how to read the file; the rest names applications and instances."""
+    """File meta information with only what is needed to read the file; the rest names applications and instances."""
     meta = FileMetaDataset()
     for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
         if keyword in old:

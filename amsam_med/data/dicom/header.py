@@ -1,12 +1,13 @@
-"""The one way to read the header of a DICOM file: what is wanted of it, within limits, and nothing else.
+"""The only code that reads the header of a DICOM file: the wanted attributes, within limits.
 
-pydicom makes an object of every item of every sequence that it passes, and unpacks a deflated file as a whole; 3 MB can
-so become 6 GB. Here, the header is walked over first: what is not wanted is stepped over, what is wanted is counted, as
-deep as pydicom will go into it, and only then handed to pydicom. Time and memory are in proportion to the limits below,
-whatever the file promises. Nothing is read beyond the beginning of the pixel data.
+pydicom makes an object of every item of every sequence that it passes, and unpacks a deflated file as a whole; so 3 MB
+can become 6 GB. Here the header is scanned first: unwanted elements are skipped, wanted ones are counted, as deep as
+pydicom will parse them, and only then passed to pydicom. Time and memory are proportional to the limits below, whatever
+the file promises. Nothing is read beyond the beginning of the pixel data.
 
-The walk follows pydicom's rules for odd files (https://pydicom.github.io, ``filereader.py``): a value representation
-that is none means implicit encoding, UN of undefined length is a sequence, items may change to implicit encoding.
+The scan follows pydicom's rules for odd files (https://pydicom.github.io, ``filereader.py``): an invalid value
+representation means implicit encoding, UN of undefined length is a sequence, items may change to implicit encoding. If
+it followed other rules, pydicom could find elements that were not counted.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 from amsam_med.errors import AmsamError, DataError
 
 PIECE_LIMIT = 300_000
-"""The most elements and items that are stepped over or read; each that is read becomes an object of half a kilobyte."""
+"""The most elements and items that are skipped or read; each one read becomes an object of half a kilobyte."""
 DEPTH_LIMIT = 64
-"""The most sequences within sequences."""
+"""The deepest nesting of sequences."""
 VALUE_LIMIT = 2 << 20
-"""The largest value outside of sequences that is read, in bytes; larger ones are passed over."""
+"""The largest value outside sequences that is read, in bytes; larger ones are skipped."""
 HEADER_LIMIT = 64 << 20
-"""The most bytes of a header that are read, besides what is passed over; nested sequences count at each level."""
+"""The most bytes of a header that are read, without skipped ones; nested sequences count at each level."""
 INFLATED_LIMIT = 256 << 20
-"""How far into a deflated file its header may reach, in bytes as it is unpacked."""
+"""The end of a header in a deflated file, in unpacked bytes, at most."""
 
 _PREAMBLE = 128  # bytes before "DICM"
 _META_LIMIT = 1 << 16  # bytes of group 2
@@ -56,14 +57,14 @@ _BLOCK = 1 << 16
 _UNREADABLE = "a DICOM header that cannot be read; damaged, or no DICOM. Copy or export it again"
 
 
-class PixelPlace(NamedTuple):
-    """Where the pixel data of a file are.
+class PixelLocation(NamedTuple):
+    """Location of the pixel data in a file.
 
     Attributes:
         tag: PixelData, FloatPixelData or DoubleFloatPixelData.
         vr: Value representation; "OW" where the encoding is implicit.
-        start: Of the value, in bytes from the start of the file; in a deflated one, of what it unpacks to.
-        length: Of the value, as the header says; None where it is undefined.
+        start: Offset of the value in bytes; in a deflated file, in its unpacked content.
+        length: Of the value, as the header says; None if it is undefined.
     """
 
     tag: int
@@ -73,21 +74,21 @@ class PixelPlace(NamedTuple):
 
 
 class DicomHeader(NamedTuple):
-    """What was read of a header.
+    """The result of reading a header.
 
     Attributes:
-        dataset: The attributes; all of them are public ones.
+        dataset: The attributes; no private ones.
         syntax: Transfer syntax.
-        pixels: Where the pixel data are; None where the header ends before them.
+        pixels: Location of the pixel data; None if the file ends before them.
     """
 
     dataset: Dataset
     syntax: UID
-    pixels: PixelPlace | None
+    pixels: PixelLocation | None
 
 
 def starts_as_dicom(file: IO[bytes]) -> bool:
-    """Whether the first bytes of ``file`` are those of DICOM."""
+    """Whether ``file`` begins with DICOM's preamble and prefix."""
     file.seek(_PREAMBLE)
     is_it = file.read(4) == b"DICM"
     file.seek(0)
@@ -95,13 +96,13 @@ def starts_as_dicom(file: IO[bytes]) -> bool:
 
 
 def read_syntax(file: IO[bytes]) -> UID:
-    """How the attributes of a file are encoded; leaves the file where they begin.
+    """The transfer syntax of a file; the file is then at the beginning of its attributes.
 
     Args:
         file: The file, seekable.
 
     Raises:
-        DataError: What says so is damaged.
+        DataError: The file meta information is damaged.
     """
     with without_quotes(_UNREADABLE):
         return _meta(file)[1]
@@ -113,17 +114,17 @@ def read_header(
     first_items: Collection[int] = (),
     last_group: int = 0xFFFF,
 ) -> DicomHeader:
-    """The attributes that come before the pixels.
+    """Read the attributes that come before the pixels.
 
     Args:
         file: The file, seekable.
-        wanted: Tags of the outermost level to read, with all that is in them; None for all but private attributes and
-            previews.
-        first_items: Tags of sequences of which the first item is read only, however many there are.
-        last_group: Attributes of higher groups are not looked for.
+        wanted: Tags of the outermost level to read, including everything nested in them; None for all but private
+            attributes and preview images.
+        first_items: Tags of sequences of which only the first item is read.
+        last_group: Reading stops at attributes of higher groups.
 
     Returns:
-        The attributes; empty where there are none.
+        The attributes; empty if there are none.
 
     Raises:
         DataError: The header is damaged, or beyond the limits of this module. The text quotes nothing of the file.
@@ -143,7 +144,7 @@ def read_header(
 
 @contextmanager
 def without_quotes(what: str) -> Iterator[None]:
-    """Name a fault without what pydicom says of it, as that may quote the file."""
+    """Replace exceptions by a DataError without pydicom's text, which may quote the file and so a patient's data."""
     try:
         yield
     except (AmsamError, MemoryError):
@@ -159,7 +160,7 @@ class _Readable(Protocol):
 
 
 class _Inflated:
-    """What follows in a file, as raw deflate unpacks it, forwards only and never more than a block at once."""
+    """A stream of the unpacked rest of a deflated file; it only moves forwards and unpacks one block at a time."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -177,7 +178,7 @@ class _Inflated:
         return self._last
 
     def seek(self, offset: int, whence: int) -> int:
-        """Go on, or back within what was read last."""
+        """Skip forwards, or back within the block that was read last."""
         assert whence == io.SEEK_CUR
         assert -offset <= len(self._last)
         if offset < 0:
@@ -204,7 +205,7 @@ class _Inflated:
 
 
 class _Budget:
-    """What is left of the limits, for a header and all that is in it."""
+    """The remainder of the limits, shared by a header and all sequences nested in it."""
 
     def __init__(self) -> None:
         self.pieces, self.bytes = PIECE_LIMIT, HEADER_LIMIT
@@ -228,7 +229,7 @@ class _Element(NamedTuple):
 
 
 class _Walk:
-    """The way through a header, element by element."""
+    """A scan through a header, element by element."""
 
     def __init__(self, file: _Readable, is_little: bool, budget: _Budget | None = None) -> None:
         self._file = file
@@ -238,18 +239,18 @@ class _Walk:
         self._long = struct.Struct(f"{order}L")
         self._end_mark = struct.pack(f"{order}HH", _SEQUENCE_END >> 16, _SEQUENCE_END & 0xFFFF)
         self._budget = budget or _Budget()
-        self._copy: list[bytes] | None = None  # what is being read on the way, where that is wanted
+        self._copy: list[bytes] | None = None  # collects the bytes of a wanted element while it is scanned
 
     def header(
         self, is_implicit: bool, wanted: Collection[int] | None, first_items: Collection[int], last_group: int
-    ) -> tuple[bytes, bool, PixelPlace | None]:
-        """The wanted elements as the file has them, whether their encoding is implicit, and where the pixels are."""
+    ) -> tuple[bytes, bool, PixelLocation | None]:
+        """The bytes of the wanted elements, whether their encoding is implicit, and the location of the pixels."""
         content: list[bytes] = []
         head = self._read(8)
         is_implicit = _is_implicit(head, is_implicit)
         while (element := self._element(head, is_implicit)) is not None and element.tag != _ITEM_END:
             if element.tag in _PIXELS:
-                place = PixelPlace(element.tag, element.vr or "OW", self._file.tell(), element.length)
+                place = PixelLocation(element.tag, element.vr or "OW", self._file.tell(), element.length)
                 return b"".join(content), is_implicit, place
             if element.tag >> 16 > last_group:
                 break
@@ -263,7 +264,7 @@ class _Walk:
         return b"".join(content), is_implicit, None
 
     def sequence(self, is_implicit: bool, depth: int, is_deep: bool, end: int | None, head: bytes = b"") -> None:
-        """Go over the items up to the delimiter, or up to ``end``."""
+        """Scan the items of a sequence up to its delimiter, or up to ``end``."""
         if depth > DEPTH_LIMIT:
             raise DataError(f"a DICOM header of more than {DEPTH_LIMIT} sequences within each other; it is damaged")
         while end is None or self._file.tell() < end:
@@ -279,7 +280,7 @@ class _Walk:
 
     def _item(self, length: int, is_implicit: bool, depth: int, is_deep: bool) -> None:
         if length != _UNDEFINED and not is_deep:
-            self._skip(length)
+            self._skip(length)  # an unwanted item costs nothing, whatever is in it
             return
         start = self._file.tell()
         is_first = True
@@ -293,7 +294,7 @@ class _Walk:
             self._pass(element, is_implicit, depth, is_deep)
 
     def _element(self, head: bytes, is_implicit: bool) -> _Element | None:
-        """What ``head``, 8 bytes, begins; None at the end of the file."""
+        """The element that begins with ``head`` (8 bytes); None at the end of the file."""
         if len(head) < 8:
             return None
         self._budget.take_piece()
@@ -309,7 +310,7 @@ class _Walk:
         return _Element(head, group << 16 | number, vr.decode("latin1"), None if length == _UNDEFINED else length)
 
     def _pass(self, element: _Element, is_implicit: bool, depth: int, is_deep: bool) -> None:
-        """Go over the value of an element."""
+        """Move behind the value of an element, counting what is nested in it if ``is_deep``."""
         if element.length is None:
             self._pass_undefined(element, is_implicit, depth, is_deep)
         elif is_deep and _representation(element.tag, element.vr) == "SQ":
@@ -329,7 +330,7 @@ class _Walk:
         self.sequence(is_implicit, depth + 1, is_deep, end=None, head=head)
 
     def _pass_fragments(self, head: bytes) -> None:
-        """Go behind the delimiter of a value that is no sequence."""
+        """Move behind the delimiter of a value that is not a sequence."""
         while self._is_tag(head, _ITEM):
             self._budget.take_piece()
             self._skip(self._implicit.unpack(head)[2])
@@ -337,20 +338,20 @@ class _Walk:
         while (at := head.find(self._end_mark)) < 0:
             if not (block := self._read(_BLOCK)):
                 return
-            head = head[-3:] + block
+            head = head[-3:] + block  # the four bytes of the delimiter may lie across two blocks
         self._skip(at + 8 - len(head))
 
     def _is_tag(self, head: bytes, tag: int) -> bool:
         return len(head) == 8 and self._implicit.unpack(head)[:2] == (tag >> 16, tag & 0xFFFF)
 
     def _count(self, value: bytes, is_implicit: bool, depth: int) -> None:
-        """Count what is in the value of a sequence."""
+        """Count the elements in the value of a sequence."""
         self._budget.take_bytes(len(value))
         inner = _Walk(io.BytesIO(value), self._is_little, self._budget)
         inner.sequence(is_implicit, depth, is_deep=True, end=len(value))
 
     def _whole(self, element: _Element, is_implicit: bool) -> list[bytes]:
-        """An element with its value; nothing where that is too large."""
+        """An element with its value; nothing if the value is too large."""
         is_flat = _representation(element.tag, element.vr) not in ("SQ", "UN" if element.length is None else "SQ")
         if is_flat and (element.length is None or element.length > VALUE_LIMIT):
             self._pass(element, is_implicit, depth=0, is_deep=False)
@@ -361,7 +362,10 @@ class _Walk:
         return copy
 
     def _first_item(self, element: _Element, is_implicit: bool) -> list[bytes]:
-        """A sequence of which nothing but the first item is left."""
+        """A sequence reduced to its first item, as bytes.
+
+        An enhanced file has an item per frame, and the reader uses the first one only.
+        """
         end = None if element.length is None else self._file.tell() + element.length
         head = self._read(8)
         if len(head) < 8:
@@ -395,18 +399,18 @@ class _Walk:
 
 
 def _is_implicit(head: bytes, is_assumed: bool) -> bool:
-    """Whether an element begins without the two letters of a value representation."""
+    """Whether an element has no value representation (two capital letters after its tag)."""
     return is_assumed if len(head) < 6 else not (0x40 < head[4] < 0x5B and 0x40 < head[5] < 0x5B)
 
 
 def _is_wanted(tag: int, wanted: Collection[int] | None) -> bool:
     if wanted is None:
-        return not tag >> 16 & 1 and tag != _PREVIEW
-    return tag in wanted or tag == _CHARACTER_SET
+        return not tag >> 16 & 1 and tag != _PREVIEW  # groups of private attributes have odd numbers
+    return tag in wanted or tag == _CHARACTER_SET  # without it, names cannot be decoded
 
 
 def _representation(tag: int, vr: str) -> str:
-    """The value representation that pydicom takes an element for; empty where it is not known."""
+    """The value representation that pydicom will use for an element; empty if it is not known."""
     if vr not in ("", "UN"):
         return vr
     try:
@@ -416,7 +420,7 @@ def _representation(tag: int, vr: str) -> str:
 
 
 def _meta(file: IO[bytes]) -> tuple[bytes, UID]:
-    """Group 2, and the transfer syntax, given or guessed; leaves the file where the attributes begin."""
+    """Group 2 and the transfer syntax, given or guessed; the file is then at the beginning of its attributes."""
     file.seek(_PREAMBLE)
     start = _PREAMBLE + 4 if file.read(4) == b"DICM" else 0
     file.seek(start)
@@ -433,7 +437,7 @@ def _meta(file: IO[bytes]) -> tuple[bytes, UID]:
     file.seek(start + len(content))
     if name := given.decode("ascii", errors="replace").strip("\0 "):
         return bytes(content), UID(name)
-    # Old files begin at once; explicit ones show it by two letters after their first tag.
+    # Old files have no group 2. With explicit encoding, two letters follow the first tag.
     first = head[:6]
     if not first[4:].isalpha():
         return bytes(content), ImplicitVRLittleEndian
@@ -441,7 +445,7 @@ def _meta(file: IO[bytes]) -> tuple[bytes, UID]:
 
 
 def _parsed(content: bytes, is_implicit: bool, is_little: bool) -> Dataset:
-    # pydicom looks at the first element to find out about the encoding, which might be an odd one
+    # pydicom guesses the encoding from the first element, which may be an odd one; so a plain one is put before it.
     order = "<" if is_little else ">"
     encoding = struct.pack("<L", 4) if is_implicit else b"UL" + struct.pack(f"{order}H", 4)
     first = struct.pack(f"{order}HH", 1, 1) + encoding + bytes(4)
@@ -451,7 +455,7 @@ def _parsed(content: bytes, is_implicit: bool, is_little: bool) -> Dataset:
 
 
 def _drop_private(dataset: Dataset) -> None:
-    """Remove private attributes at every depth, which nobody has counted, before pydicom looks into them."""
+    """Remove private attributes at every depth before pydicom parses them: the scan did not count what they contain."""
     for tag in list(dataset.keys()):
         if tag.is_private:
             del dataset[tag]

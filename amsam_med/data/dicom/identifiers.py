@@ -1,9 +1,9 @@
-"""Whether the path of a DICOM file tells whose image it is, and the path without that.
+"""Find and replace the parts of a DICOM file's path that identify the patient.
 
-Names are compared without regard to case, accents and how those are encoded (macOS writes a letter and its accent
-apart), and umlauts also as two letters. Names of one or two letters must stand alone, or beside the rest of the name;
-Chinese, Japanese and Korean ones of two characters may stand anywhere. Dates of birth are known in the orders that
-people write them in, numbers by their digits and letters alone.
+Names are compared without regard to case, accents and their encoding (macOS stores a letter and its accent separately),
+and umlauts also as two letters. Names of one or two letters must stand alone, or beside the rest of the name; Chinese,
+Japanese and Korean names of two characters may stand anywhere. Dates of birth are recognised in the usual orders of
+day, month and year, identifiers by their digits and letters alone.
 """
 
 from __future__ import annotations
@@ -35,51 +35,51 @@ _OTHER_IDS = "OtherPatientIDsSequence"
 _BORN = "PatientBirthDate"
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _WANTED = frozenset(int(Tag(keyword)) for keyword in (*_NAMED, *_NUMBERED, _OTHER_IDS, _BORN, *_UIDS))
-_LAST_GROUP = 0x20
-_SHORTEST = 3  # characters: shorter words stand in too many names by chance, unless they stand alone
+_LAST_GROUP = 0x20  # of the header that is read: no wanted attribute has a higher group
+_SHORTEST = 3  # characters: shorter words occur in too many names by chance, unless they stand alone
 _SHORTEST_IDEOGRAPHIC = 2
 _LONGEST = 256  # characters of a value; DICOM allows 64, and of names three times that
-_MOST_WORDS = 60
+_MOST_WORDS = 60  # of a header's names: bounds the pattern that each part of the path is searched for
 _IDEOGRAPHIC = "\u1100"  # this and what follows: Hangul, kana, Han
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
-_STROKES = str.maketrans({"ø": "o", "æ": "ae", "ł": "l", "đ": "d", "\u0131": "i"})  # letters that no accent comes off
+_STROKES = str.maketrans({"ø": "o", "æ": "ae", "ł": "l", "đ": "d", "\u0131": "i"})  # NFKD does not decompose these
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 @quiet_decoders()
 def without_identifiers(source: Path | IO[bytes], text: str, secret: bytes | None = None) -> str:
-    """A path as text, its parts replaced that hold the patient's name, an identifier or the date of birth.
+    """A path as text, with the parts replaced that contain the patient's name, an identifier or the date of birth.
 
-    A folder becomes "study-" and a file "image-" with ten digits of a digest of the study's or the instance's UID, so
-    that files of one study stay together. Other files than DICOM, and DICOM files that cannot be read, are left alone.
-    Only the header is read, within the limits of :mod:`amsam_med.data.dicom.header`.
+    A folder becomes "study-" and a file "image-", followed by ten digits of a digest of the study's or the instance's
+    UID, so that files of one study stay together. Paths of files that are not DICOM or cannot be read are returned
+    unchanged. Only the header is read, within the limits of :mod:`amsam_med.data.dicom.header`.
 
     Args:
-        source: The file, or what is open of it, seekable.
-        text: What is to be shown of its path.
-        secret: Where results are de-identified, what keys the digests; then the UIDs of the study, the series and the
-            instance are identifiers, too. Without it the digest is the UID's sha256.
+        source: The file, or a seekable stream of it.
+        text: The part of its path that is to be shown.
+        secret: Key of the digests if results are de-identified; the UIDs of study, series and instance are then
+            replaced as well. Without it the digest is the UID's sha256.
     """
     if (header := _header(source)) is None:
         return text
-    telling = [*_of_names(_words(header)), *_of_numbers(header), *_of_birth(_value(header, _BORN))]
-    telling += [] if secret is None else _of_uids(header)
-    if not telling:
+    patterns = [*_of_names(_words(header)), *_of_numbers(header), *_of_birth(_value(header, _BORN))]
+    patterns += [] if secret is None else _of_uids(header)
+    if not patterns:
         return text
-    pattern = re.compile("|".join(telling))
+    pattern = re.compile("|".join(patterns))
     *folders, name = PurePosixPath(text).parts or ("",)
     study, image = _value(header, "StudyInstanceUID"), _value(header, "SOPInstanceUID") or name
-    shown = [_digest("study", study, secret) if _tells(pattern, folder) else folder for folder in folders]
+    shown = [_digest("study", study, secret) if _reveals(pattern, folder) else folder for folder in folders]
     suffix = "".join(PurePosixPath(name).suffixes[-1:]) if PurePosixPath(name).suffix[1:].isalpha() else ""
-    if _tells(pattern, name):
-        suffix = "" if _tells(pattern, suffix) else suffix
+    if _reveals(pattern, name):
+        suffix = "" if _reveals(pattern, suffix) else suffix
         name = _digest("image", image, secret) + suffix
     return PurePosixPath(*shown, name).as_posix()
 
 
 @quiet_decoders()
 def _header(source: Path | IO[bytes]) -> Dataset | None:
-    """What may tell of a patient; None for what is no DICOM, or cannot be read: its reader will say so."""
+    """The attributes that identify a patient; None if the file is not DICOM or cannot be read (its reader says so)."""
     try:
         if isinstance(source, Path):
             with open_regular(source) as file:
@@ -106,6 +106,7 @@ def _values(header: Dataset, keyword: str) -> Iterator[str]:
         for one in value if isinstance(value, MultiValue) else [value]:
             if one is not None and (text := str(one)[:_LONGEST]):
                 yield text
+                # Without a declared character set, a name is also read as UTF-8.
                 if isinstance(one, PersonName) and one.original_string and not header.get("SpecificCharacterSet"):
                     yield bytes(one.original_string)[:_LONGEST].decode("utf-8", errors="replace")
     except Exception:  # pydicom raises nearly anything on a damaged value
@@ -113,15 +114,16 @@ def _values(header: Dataset, keyword: str) -> Iterator[str]:
 
 
 def _words(header: Dataset) -> list[list[str]]:
-    """The words of each name, in each of its scripts."""
+    """The words of each name, separately for each of its scripts (alphabetic, ideographic, phonetic)."""
     names = itertools.chain.from_iterable(_values(header, keyword) for keyword in _NAMED)
     scripts = itertools.chain.from_iterable(name.split("=") for name in names)
     return [[word for word in re.split(r"[\W_]+", unicodedata.normalize("NFC", script)) if word] for script in scripts]
 
 
 def _of_names(names: Iterable[list[str]]) -> Iterator[str]:
-    """Patterns for folded text."""
+    """Patterns for names, to be searched for in folded text."""
     words = list(dict.fromkeys(itertools.chain.from_iterable(names)))[:_MOST_WORDS]
+    # Joined names as well: "An Li" has no word long enough by itself, "anli" and "lian" are.
     whole = ["".join(order) for name in names for order in (name[:2], name[1::-1], name) if len(name) > 1]
     for word in itertools.chain.from_iterable(map(_spellings, words)):
         shortest = _SHORTEST_IDEOGRAPHIC if word[0] >= _IDEOGRAPHIC else _SHORTEST
@@ -140,13 +142,13 @@ def _of_numbers(header: Dataset) -> Iterator[str]:
         numbers += [number for item in header.get(_OTHER_IDS) or [] for number in _values(item, "PatientID")]
     for number in numbers[:_MOST_WORDS]:
         plain = _folded(re.sub(r"[\W_]+", "", number))
-        for word in {plain, plain.lstrip("0")}:
+        for word in {plain, plain.lstrip("0")}:  # people pad identifiers with zeros, or leave them out
             if len(word) >= _SHORTEST:
                 yield rf"(?<!\d)0*{re.escape(word)}(?!\d)"
 
 
 def _of_birth(date: str) -> Iterator[str]:
-    """Patterns for a date, as year, month, day in any usual order, in digits or with the month's name."""
+    """Patterns for a date: year, month and day in any usual order, in digits or with the month's name."""
     if not (parts := re.fullmatch(r"(\d{4})[.]?(\d\d)[.]?(\d\d)", date.strip())):
         return
     year, month, day = parts.groups()
@@ -169,19 +171,20 @@ def _of_uids(header: Dataset) -> Iterator[str]:
             yield rf"(?<!\d){'[._-]'.join(numbers)}(?!\d)"
 
 
-def _tells(telling: re.Pattern[str], part: str) -> bool:
+def _reveals(patterns: re.Pattern[str], part: str) -> bool:
+    # Searched with and without separators, which people put into names and numbers as they like.
     folded = _folded(part)
-    return bool(telling.search(folded) or telling.search(re.sub(r"[\W_]+", "", folded)))
+    return bool(patterns.search(folded) or patterns.search(re.sub(r"[\W_]+", "", folded)))
 
 
 def _folded(text: str) -> str:
-    """Without case and accents, however the latter are encoded."""
+    """The text without case and accents, however the accents are encoded."""
     apart = unicodedata.normalize("NFKD", text.casefold())
     return "".join(letter for letter in apart if not unicodedata.combining(letter)).translate(_STROKES)
 
 
 def _spellings(word: str) -> set[str]:
-    """A word without case and accents, and with umlauts as two letters; nothing of what has no letters left."""
+    """A word without case and accents, and also with umlauts as two letters; empty spellings are left out."""
     return {spelling for spelling in (_folded(word), _folded(word.casefold().translate(_UMLAUTS))) if spelling}
 
 

@@ -1,13 +1,13 @@
-"""DICOM files of one frame or many, as the pictures a viewer shows.
+"""DICOM files of one or more frames, decoded to the pictures that a viewer shows.
 
-pydicom decodes, frame by frame; MONAI's own DICOM readers give colour images in a wrong shape or refuse them. Only the
-attributes that describe pixels are parsed, so names, dates and identifiers of a patient never enter the program, and no
-value of any attribute enters an error's text: in a damaged file it might be one of those.
+pydicom decodes them frame by frame; MONAI's own DICOM readers return colour images in a wrong shape or refuse them.
+Only attributes that describe pixels are parsed, so names, dates and identifiers of a patient never enter the program.
+No attribute's value is quoted in an error: in a damaged file it might be one of those.
 
-Colour is brought to RGB, of more than 8 bits the upper ones count, palettes are looked up. Grey values pass the
-modality transform and the window that was given, else the file's first one; above 8 bits without a window, each frame
-is shown from its smallest to its largest value. MONOCHROME1 is inverted. Of functional groups, transforms and windows
-that all frames share are used. ICC profiles and overlays are not applied.
+Colour is converted to RGB, using the upper 8 bits; palettes are looked up. Grey values pass the modality transform and
+the given window, by default the file's first one; above 8 bits without a window, each frame is shown from its smallest
+to its largest value. MONOCHROME1 is inverted. Transforms and windows in functional groups are used if all frames share
+them. ICC profiles and overlays are not applied.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pydicom.uid import (
 
 from amsam_med.boxes import Size
 from amsam_med.data.decoder_process import decode_by_gdcm
-from amsam_med.data.dicom.header import PixelPlace, read_header, read_syntax, starts_as_dicom, without_quotes
+from amsam_med.data.dicom.header import PixelLocation, read_header, read_syntax, starts_as_dicom, without_quotes
 from amsam_med.data.pictures import count_scans, refuse_endless_scans, to_uint8, window_range
 from amsam_med.data.unpacking import inflated, unpacked
 from amsam_med.errors import DataError
@@ -50,8 +50,8 @@ DEFLATED_LIMIT = 1 << 30
 """The largest deflated file, in bytes as it is unpacked."""
 
 _SUFFIXES = (".dcm", ".dicom")
-_READ_LIMIT = 400_000  # of a frame, each of which may become an object of a kilobyte
-_SEGMENTED_LIMIT = 1 << 16  # entries of a palette
+_READ_LIMIT = 400_000  # read calls per frame, each of which may create an object of a kilobyte
+_SEGMENTED_LIMIT = 1 << 16  # entries of an unpacked palette
 _UNDECODABLE = "a DICOM frame that is damaged, or of a kind that no decoder here knows. Export it again, or as PNG"
 
 _GROUPS = _SHARED_GROUPS, _FRAME_GROUPS = tuple(
@@ -74,12 +74,12 @@ _J2K_START = b"\xff\x4f\xff\x51"
 
 
 def is_named_dicom(path: Path) -> bool:
-    """Whether ``path`` has a suffix of DICOM; old files have nothing else to be known by."""
+    """Whether ``path`` has a suffix of DICOM; old files lack the prefix "DICM" and have no other mark."""
     return path.suffix.lower() in _SUFFIXES
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether ``path`` is named as DICOM, or starts as DICOM does, whatever its suffix."""
+    """Whether ``path`` has a suffix of DICOM or begins as DICOM files do."""
     if is_named_dicom(path):
         return True
     try:
@@ -92,22 +92,22 @@ def is_dicom(path: Path) -> bool:
 class DicomFile:
     """An open DICOM file; see :class:`amsam_med.data.readers.ImageFile` for what the attributes mean.
 
-    ``spacing_mm`` is PixelSpacing, or that of the functional groups (the first frame's, where frames have their own).
-    ImagerPixelSpacing and NominalScannedPixelSpacing are not used: they measure on a detector and on film, and what was
-    there is larger than the patient.
+    ``spacing_mm`` is PixelSpacing, or that of the functional groups (of the first frame, if frames have their own).
+    ImagerPixelSpacing and NominalScannedPixelSpacing are not used: they are distances on a detector or on film, where
+    the patient's image is magnified.
 
     Args:
-        file: At its start; stays open for as long as this object is used. A deflated one is unpacked when a frame is
-            asked for.
+        file: At its start; it must stay open while this object is used. A deflated file is unpacked when the first
+            frame is requested.
         window: Centre and width of the grey values to show, after the modality transform.
 
     Raises:
-        DataError: The header is damaged, or there is no picture.
+        DataError: The header is damaged, or the file holds no picture.
     """
 
     format = "DICOM"
     part = "frame"
-    bytes_per_pixel = 32  # at most, measured: 5 for grey of 8 bits, 27 for JPEG
+    bytes_per_pixel = 32  # upper bound of the memory while decoding; measured: 5 for 8-bit grey, 27 for JPEG
 
     def __init__(self, file: IO[bytes], window: tuple[float, float] | None = None) -> None:
         self._window = window
@@ -163,7 +163,7 @@ class DicomFile:
         self._refuse_absurd_count()
 
     def _share_groups(self) -> None:
-        """Take transforms and windows of all frames from where enhanced files have them."""
+        """Copy shared transforms and windows of enhanced files to where single-frame files have them."""
         shared = _first_item(self._dataset, _SHARED_GROUPS)
         for group in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
             for item in (shared.get(group) or [])[:1]:
@@ -180,8 +180,8 @@ class DicomFile:
                 return spacing
         return None
 
-    def _find_pixel_data(self, pixels: PixelPlace | None) -> None:
-        """Note where the value of PixelData begins and how long it is."""
+    def _find_pixel_data(self, pixels: PixelLocation | None) -> None:
+        """Store where the value of PixelData begins and how long it is."""
         if pixels is None:
             raise DataError("this DICOM file carries no pixel data. Give a file that holds an image")
         if pixels.tag != _PIXEL_DATA:
@@ -190,23 +190,23 @@ class DicomFile:
         if self._syntax == DeflatedExplicitVRLittleEndian:
             self._length = pixels.length or 0
             return
-        left = self._file.length - self._start
+        left = self._file.length - self._start  # a file that was cut off has less than its header says
         self._length = left if pixels.length is None else min(pixels.length, left)
 
     def _content(self) -> _BoundedFile:
-        """The file, or what it unpacks to."""
+        """The file, or its unpacked copy if it is deflated."""
         if self._syntax == DeflatedExplicitVRLittleEndian and self._copy is None:
             end = self._start + self._length
             if end > DEFLATED_LIMIT:
                 raise DataError(f"unpacks to {end:,} bytes, at most {DEFLATED_LIMIT:,}. Give it uncompressed")
-            read_syntax(self._packed)
+            read_syntax(self._packed)  # leaves the file where its deflated part begins
             self._copy = unpacked(inflated(self._packed), end)
             self._file = _BoundedFile(self._copy)
         return self._file
 
     def _refuse_absurd_count(self) -> None:
         is_encapsulated = self._syntax in AllTransferSyntaxes and self._syntax.is_encapsulated
-        # at the least: a fragment's tag and length, or the bits of its pixels, of which YBR_FULL_422 leaves a third out
+        # Least bytes per frame: a fragment's tag and length, or the pixels' bits, a third less in YBR_FULL_422.
         samples, bits = (int(self._dataset.get(name) or 1) for name in ("SamplesPerPixel", "BitsAllocated"))
         pixel_bits = samples * bits * 2 // 3 if self._kind == "YBR_FULL_422" else samples * bits
         least = 8 if is_encapsulated else math.ceil(self._rows * self._columns * max(pixel_bits, 1) / 8)
@@ -247,22 +247,22 @@ class DicomFile:
         offsets = options.pop("extended_offsets", None)
         coded = get_frame(cast(Any, content), index, extended_offsets=offsets, number_of_frames=self.count)
         self._refuse_other_size(coded)
-        options["number_of_frames"] = 1
+        options["number_of_frames"] = 1  # decoders get a file of this frame alone
         decoder = get_decoder(self._syntax)
         ours = [plugin for plugin in decoder.available_plugins if plugin != "gdcm"]
         for plugin in ours:
-            with suppress(Exception):  # another one may know more varieties
+            with suppress(Exception):  # the next decoder may support what this one does not
                 return _values_and_kind(decoder, encapsulate([coded]), index=0, decoding_plugin=plugin, **options)
         if "gdcm" not in decoder.available_plugins or (ours and self._syntax not in JPEG2000TransferSyntaxes):
-            # of other kinds, gdcm decodes no more than they do, except for what is left of a damaged frame
+            # For other syntaxes gdcm supports no more than they do, except that it decodes the rest of damaged frames.
             raise DataError(_UNDECODABLE)
         return decode_by_gdcm(coded, self._syntax, options)
 
     def _refuse_other_size(self, coded: bytes) -> None:
-        """Refuse a frame whose own header promises more than the file's: decoders make room for the former."""
-        if self._syntax == RLELossless:
+        """Refuse a frame whose own header gives another size than the file's: decoders allocate memory by it."""
+        if self._syntax == RLELossless:  # RLE frames have no size of their own
             return
-        # pyjpegls takes many seconds and gigabytes where the end is missing
+        # Without the end marker, pyjpegls takes many seconds and gigabytes.
         is_cut = self._syntax in JPEGLSTransferSyntaxes and not coded[-16:].rstrip(b"\0").endswith(b"\xff\xd9")
         if is_cut or _coded_size(coded) != (self._rows, self._columns, self._dataset.SamplesPerPixel):
             raise DataError("a DICOM frame that is damaged, or of another size than the header says. Export it again")
@@ -276,9 +276,10 @@ class DicomFile:
         return looked_up
 
     def _grey(self, stored: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """``(H, W)``. Up to 16 bits, every value there can be is transformed once and looked up."""
+        """Grey ``(H, W)``. Up to 16 bits, every possible value is transformed once, and pixels are looked up."""
         is_short = stored.dtype.itemsize <= 2
         values = self._transformed(_all_values(stored.dtype) if is_short else stored)
+        # Only values that occur in the frame may set the range from smallest to largest.
         present = values
         if is_short:
             is_present = np.zeros(values.shape, bool)
@@ -296,14 +297,15 @@ class DicomFile:
         return cast(NDArray[np.generic], shown)
 
     def _shown_range(self, present: NDArray[np.generic], is_unsigned: bool) -> tuple[float, float]:
-        """The values that mean black and white after the VOI transform."""
+        """The values of black and white after the VOI transform."""
         dataset = self._dataset
         if self._window is not None:
             return window_range(self._window)
         if dataset.get("VOILUTSequence"):
             return 0.0, 2.0 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
         if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-            with np.errstate(over="ignore"):  # a sigmoid window meets exp() of a huge number
+            # The ends of the window function, whichever of DICOM's functions it is, found by values far outside.
+            with np.errstate(over="ignore"):  # exp() of a huge number, if it is a sigmoid
                 black, white = apply_voi_lut(np.array([-1e12, 1e12]), dataset)
             return float(black), float(white)
         if is_unsigned and dataset.BitsStored <= 8:
@@ -312,7 +314,10 @@ class DicomFile:
 
 
 class _BoundedFile:
-    """A file that never makes room for more than it has, and not for ever more pieces."""
+    """A file that allocates no more memory than it has bytes, and limits the number of read calls.
+
+    pydicom allocates what a damaged length promises, and makes an object of every fragment.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         place = file.tell()
@@ -322,7 +327,7 @@ class _BoundedFile:
         self.seek, self.tell = file.seek, file.tell
 
     def restart(self, place: int) -> None:
-        """Go to ``place`` and count anew."""
+        """Seek to ``place`` and reset the count of read calls."""
         self._file.seek(place)
         self._left = _READ_LIMIT
 
@@ -348,7 +353,7 @@ def _values_and_kind(decoder: Decoder, source: Any, **options: Any) -> tuple[NDA
 
 
 def _two_lengths(value: Any) -> tuple[float, float] | None:
-    """A pair of lengths above 0, or None for whatever else stands there."""
+    """A pair of positive finite lengths; None for any other value."""
     try:
         row, column = (float(length) for length in value)
     except (TypeError, ValueError):
@@ -357,7 +362,7 @@ def _two_lengths(value: Any) -> tuple[float, float] | None:
 
 
 def _coded_size(coded: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples that a frame's own header promises; None if it is no JPEG of any kind.
+    """Rows, columns and samples in a frame's own header; None if it is not JPEG of any kind.
 
     Frame headers: ITU-T T.81 B.2.2 (JPEG, and T.87 for JPEG-LS); ITU-T T.800 A.5.1 (JPEG 2000 and HTJ2K).
     """
@@ -370,7 +375,7 @@ def _coded_size(coded: bytes) -> tuple[int, int, int] | None:
                 return rows, columns, samples
             place += 1 if marker == 0xFFFF else 2 + length
         return None
-    start = coded.find(_J2K_START, 0, 4096)  # some wrap it into a JP2 file
+    start = coded.find(_J2K_START, 0, 4096)  # some programs wrap the code stream into a JP2 file
     if start < 0 or start + 42 > len(coded):
         return None
     right, bottom, left, top = struct.unpack_from(">4L", coded, start + 8)
@@ -378,7 +383,7 @@ def _coded_size(coded: bytes) -> tuple[int, int, int] | None:
 
 
 def _refuse_endless_palette(dataset: Dataset) -> None:
-    """Refuse a segmented palette that unpacks to more than a palette has.
+    """Refuse a segmented palette that unpacks to more entries than a palette can have.
 
     https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.9.2.html
     """
@@ -391,7 +396,7 @@ def _refuse_endless_palette(dataset: Dataset) -> None:
         while place + 1 < words.size:
             kind, length = int(words[place]), int(words[place + 1])
             entries += length
-            if kind > 1 or entries > _SEGMENTED_LIMIT:  # kind 2 repeats other segments
+            if kind > 1 or entries > _SEGMENTED_LIMIT:  # kind 2 repeats other segments, and so can grow without bound
                 raise DataError("a DICOM palette that is damaged, or packed as none is read. Export it as PNG")
             place += 2 + (length if kind == 0 else 1)
 

@@ -1,7 +1,7 @@
-"""Masks as a DICOM Segmentation: one bit a pixel, every class under every frame of the image it belongs to.
+"""Masks as a DICOM Segmentation: one bit per pixel, and a frame for every class and every frame of the image.
 
-highdicom writes the object. For photographs and captures, which lie nowhere in a patient, it takes a single frame; so
-there it makes everything but the frames, and they are laid out here, each referring to its frame of the source.
+highdicom writes the object. For photographs and captures, which have no position in the patient, it supports only a
+single frame. There it makes everything but the frames, which are added here, each referring to its frame of the source.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import DataError
 
 _LONGEST_LABEL = 64  # characters of the value representation LO
-_SHELL_SIDE = 8  # pixels of the frame that stands in while highdicom makes the header
+_PLACEHOLDER_SIDE = 8  # pixels: side of the placeholder frame that highdicom gets, replaced afterwards
 _MEASURES = ("PixelSpacing", "SliceThickness")
 _KIND = "segmentation"
 
@@ -51,7 +51,7 @@ def write_dicom_seg(
 ) -> None:
     """Write masks as a DICOM Segmentation that refers to their image.
 
-    Every class has a frame for every frame of the image, an empty one, too. Patient and study are the image's.
+    Every class has a frame for every frame of the image, even if it is empty. Patient and study are the image's.
 
     Args:
         source: The DICOM file that was segmented, of one or more frames.
@@ -59,7 +59,7 @@ def write_dicom_seg(
             background.
         path: The file to write, ``.dcm``.
         segments: The meaning of classes 1, 2, ...
-        algorithm: What made the masks.
+        algorithm: The algorithm that made the masks.
         secret: De-identifies the result, see :func:`amsam_med.data.dicom.deidentify.deidentified`.
 
     Raises:
@@ -72,11 +72,11 @@ def write_dicom_seg(
     if "TotalPixelMatrixColumns" in header:
         raise DataError(f"{source.name}: a whole-slide image, whose tiles are no frames. Give photographs or captures")
     frames = _checked(masks, header, source, len(segments))
-    make = partial(_made, package, source, segments, algorithm)
-    if _lies_in_patient(header):
+    make = partial(_built, package, source, segments, algorithm)
+    if _has_positions(header):
         segmentation = make(header, np.stack(list(frames)))
     else:
-        segmentation = _beside_frames(make, header, frames, len(segments))
+        segmentation = _without_positions(make, header, frames, len(segments))
     write_result(segmentation, path, is_dateless=secret is not None)
 
 
@@ -105,8 +105,8 @@ def _checked(
         raise DataError(f"{source.name}: {count} masks for {wanted} frames; give one mask for each frame")
 
 
-def _lies_in_patient(header: Dataset) -> bool:
-    """Whether each frame has a place in the patient, as CT has and photographs have not."""
+def _has_positions(header: Dataset) -> bool:
+    """Whether each frame has a position in the patient, as in CT and unlike photographs."""
     if "FrameOfReferenceUID" not in header:
         return False
     shared = header.get("SharedFunctionalGroupsSequence")
@@ -133,18 +133,18 @@ def _measures(shared: Sequence[Dataset]) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
-def _beside_frames(
+def _without_positions(
     make: Callable[[Dataset, NDArray[np.uint8]], Any],
     header: Dataset,
     frames: Iterator[NDArray[np.uint8]],
     classes: int,
 ) -> Any:
-    """The segmentation of frames that lie nowhere but on their image."""
-    shell = plain_copy(header)
-    shell.Rows = shell.Columns = _SHELL_SIDE
-    if not all(map(shell.get, _MEASURES)):  # highdicom cannot read its own spacing without a thickness
-        shell.pop("PixelSpacing", None)
-    segmentation = make(shell, np.zeros((1, _SHELL_SIDE, _SHELL_SIDE), np.uint8))
+    """The segmentation of an image whose frames have no position in the patient."""
+    placeholder = plain_copy(header)
+    placeholder.Rows = placeholder.Columns = _PLACEHOLDER_SIDE
+    if not all(map(placeholder.get, _MEASURES)):  # highdicom cannot read its own spacing without a thickness
+        placeholder.pop("PixelSpacing", None)
+    segmentation = make(placeholder, np.zeros((1, _PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE), np.uint8))
     if header.get("SpecimenDescriptionSequence"):
         segmentation.copy_specimen_information(header)
     if "FrameOfReferenceUID" in header:
@@ -152,12 +152,12 @@ def _beside_frames(
         segmentation.PositionReferenceIndicator = header.get("PositionReferenceIndicator")
     segmentation.PatientOrientation = header.get("PatientOrientation")  # type 2 where frames have no place in space
     restore_class(segmentation, header.SOPClassUID)
-    _lay_out(segmentation, header, classes)
+    _set_frames(segmentation, header, classes)
     segmentation.PixelData = _packed(frames, classes)
     return segmentation
 
 
-def _made(
+def _built(
     package: Any,
     source: Path,
     segments: Sequence[SegmentMeaning],
@@ -204,8 +204,8 @@ def _descriptions(package: Any, segments: Sequence[SegmentMeaning], algorithm: A
     ]
 
 
-def _lay_out(segmentation: Dataset, header: Dataset, classes: int) -> None:
-    """Replace the stand-in's frames by one for each frame of the source and, within it, each class."""
+def _set_frames(segmentation: Dataset, header: Dataset, classes: int) -> None:
+    """Replace the placeholder's frames by one for each frame of the source and, within it, each class."""
     pattern = segmentation.PerFrameFunctionalGroupsSequence[0]
     numbers = range(1, frames_of(header) + 1)
     groups = [
@@ -226,7 +226,7 @@ def _frame(pattern: Dataset, source_frame: int, number: int, is_among_several: b
     content.DimensionIndexValues = [number, source_frame]
     if is_among_several:
         group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = source_frame
-    if "SegmentIdentificationSequence" in group:  # else it is shared by all frames
+    if "SegmentIdentificationSequence" in group:  # otherwise all frames share it
         group.SegmentIdentificationSequence[0].ReferencedSegmentNumber = number
     return group
 
@@ -242,6 +242,7 @@ def _position_dimension(segmentation: Dataset) -> Dataset:
 
 def _packed(frames: Iterable[NDArray[np.uint8]], classes: int) -> bytes:
     """All frames as bits, the first pixel in the lowest bit, with no gap between frames (PS3.5, 8.1.1)."""
+    # Frame by frame, since masks of a whole file as booleans would take eight times the memory of the result.
     packed, left_over = bytearray(), np.empty(0, np.bool_)
     for mask in frames:
         for number in range(1, classes + 1):
@@ -250,6 +251,6 @@ def _packed(frames: Iterable[NDArray[np.uint8]], classes: int) -> bytes:
                 bits = np.concatenate([left_over, bits])
             whole = bits.size // 8 * 8
             packed += np.packbits(bits[:whole], bitorder="little").data
-            left_over = bits[whole:].copy()
+            left_over = bits[whole:].copy()  # a view would keep the whole frame's bits alive
     packed += np.packbits(left_over, bitorder="little").data
     return bytes(packed) + b"\0" * (len(packed) % 2)

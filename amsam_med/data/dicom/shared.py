@@ -1,7 +1,7 @@
-"""What a DICOM segmentation and a measurement report have in common: meanings, the algorithm, the source, the file.
+"""Common code of DICOM segmentations and measurement reports: class meanings, algorithm, source header, file.
 
-Both are derived from one image instance. They carry its patient and study, lie in series of their own, and refer to it
-by its SOP Instance UID; its pixels are never read.
+Both are derived from one image instance. They have its patient and study, are in separate series, and refer to it by
+its SOP Instance UID; its pixels are never read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PRODUCT = "AM-SAM Med"
 MANUFACTURER = "The AM-SAM Med developers"
 
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
-_MAY_BE_EMPTY = (  # type 2: every instance has them, known or not
+_MAY_BE_EMPTY = (  # type 2 in DICOM: must be present, and are empty if unknown
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
@@ -76,7 +76,7 @@ _TRIAL_TEXTS = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTri
 _OF_CONTAINERS = ("IssuerOfTheContainerIdentifierSequence", "ContainerTypeCodeSequence")
 _PLAIN_CHARACTER_SETS = ("ISO_IR 6", "ISO_IR 100", "ISO_IR 192")
 _VALIDATED = ("AS", "CS", "DA", "DS", "DT", "IS", "LO", "SH", "TM")
-_SINGLE_FRAME = (  # by PS3.3: frames of theirs cannot be referred to
+_SINGLE_FRAME = (  # classes of one frame by PS3.3, so no result can refer to a frame of theirs
     *(ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, DigitalXRayImageStorageForProcessing),
     *(DigitalMammographyXRayImageStorageForPresentation, DigitalMammographyXRayImageStorageForProcessing),
     *(CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage, UltrasoundImageStorage),
@@ -84,12 +84,12 @@ _SINGLE_FRAME = (  # by PS3.3: frames of theirs cannot be referred to
     *(VLSlideCoordinatesMicroscopicImageStorage, VLPhotographicImageStorage, DermoscopicPhotographyImageStorage),
 )
 _SEXES = ("", "M", "F", "O")
-_SERIES_OFFSET = {"SEG": 1000, "SR": 2000}  # above the numbers that modalities give
-_SERIES_NUMBERS = 100_000  # of source series, beyond which they start again: the attribute has 31 bits
+_SERIES_OFFSET = {"SEG": 1000, "SR": 2000}  # above the series numbers that modalities assign
+_SERIES_NUMBERS = 100_000  # source series numbers are taken modulo this, so that the sum fits the attribute's 31 bits
 
 
 class SegmentMeaning(NamedTuple):
-    """What a class stands for, in codes that other systems know.
+    """The meaning of a class, in codes that other systems know.
 
     Attributes:
         label: For people, up to 64 characters.
@@ -116,14 +116,14 @@ PERSON = SegmentMeaning(
 
 
 class Algorithm(NamedTuple):
-    """What made a result; artificial intelligence and automatic, in DICOM's words.
+    """The algorithm that made a result; DICOM classifies it as automatic, and as artificial intelligence.
 
     Attributes:
         version: Of the program.
-        weights_sha256: Of the network's weights, 64 hexadecimal digits; stands for the device's serial number.
-        parameters: More of what decided about the result, such as a threshold.
+        weights_sha256: Of the network's weights, 64 hexadecimal digits; used as the device's serial number.
+        parameters: Further settings that the result depends on, such as a threshold.
         name: Of the algorithm.
-        is_reviewed: A person has corrected the result, or found it right; DICOM calls that semi-automatic.
+        is_reviewed: A person has corrected or confirmed the result; DICOM calls that semi-automatic.
     """
 
     version: str
@@ -140,12 +140,12 @@ class Algorithm(NamedTuple):
 
     @property
     def serial_number(self) -> str:
-        """What tells this device from others of its version."""
+        """What distinguishes this device from others of the same version."""
         return self.weights_sha256 or f"version {self.version}"
 
 
 def dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
-    """What classes mean and what drew them, in DICOM's terms."""
+    """Meanings of the classes and the algorithm, in DICOM's terms."""
 
     def code(scheme: str, value: str, meaning: str) -> Code:
         return Code(value, scheme, meaning)
@@ -157,7 +157,7 @@ def dicom_labels(labels: Labels) -> tuple[list[SegmentMeaning], Algorithm]:
 
 
 def highdicom() -> Any:
-    """The package highdicom, imported late as it takes half a second.
+    """The package highdicom, imported only when needed because the import takes half a second.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -175,13 +175,13 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
 
     Args:
         source: A DICOM file with an image of one or more frames.
-        secret: De-identifies what is read, see :func:`.deidentify.deidentified`; None leaves it as it is.
+        secret: De-identifies the attributes, see :func:`.deidentify.deidentified`; None leaves them as they are.
 
     Returns:
-        The attributes; those that every instance has are present, and empty where the file lacks them.
+        The attributes; those of type 2 are always present, and empty if the file lacks them.
 
     Raises:
-        DataError: The file is no DICOM image, lacks an identifier, or has a value that DICOM does not allow.
+        DataError: The file is not a DICOM image, lacks an identifier, or has a value that DICOM does not allow.
     """
     header = whole_header(source)
     missing = [keyword for keyword in _REQUIRED if not header.get(keyword)]
@@ -204,7 +204,7 @@ def read_header(source: Path, secret: bytes | None = None) -> Dataset:
         _complete(header)
         if secret is not None:
             header = deidentified(header, secret)
-            _complete(header)
+            _complete(header)  # again, as de-identification removes parts of modules
     return header
 
 
@@ -226,14 +226,15 @@ def whole_header(path: Path) -> Dataset:
 
 
 def frames_of(header: Dataset) -> int:
-    """How many frames an image instance has."""
+    """The number of frames of an image instance."""
     return int(header.get("NumberOfFrames") or 1)
 
 
 def plain_copy(header: Dataset) -> Dataset:
-    """The header as one of a single secondary capture, which every tool knows and which needs no position in space.
+    """The header as that of a single-frame secondary capture, which every tool accepts and which needs no position.
 
-    Patient, study and equipment stay. What is derived from it must get the image's own class back.
+    Patient, study and equipment stay. In results derived from it, the image's own class must be restored, see
+    :func:`restore_class`.
     """
     plain = copy.deepcopy(header)
     plain.SOPClassUID = SecondaryCaptureImageStorage
@@ -243,9 +244,9 @@ def plain_copy(header: Dataset) -> Dataset:
 
 
 def identifiers(header: Dataset, modality: Literal["SEG", "SR"], algorithm: Algorithm) -> dict[str, Any]:
-    """UIDs, numbers and equipment of a result, as highdicom's constructors take them.
+    """UIDs, numbers and equipment of a result, as arguments of highdicom's constructors.
 
-    Results of one source series by one algorithm share a series, also over several runs. Instances are always new.
+    Results of one source series by one algorithm share a series, even across runs. Instances are always new.
     """
     made_by = [algorithm.name, algorithm.version, *map("=".join, algorithm.all_parameters.items())]
     made_by += ["reviewed"] if algorithm.is_reviewed else []
@@ -263,9 +264,9 @@ def identifiers(header: Dataset, modality: Literal["SEG", "SR"], algorithm: Algo
 
 @contextmanager
 def header_faults(source: Path, what: str) -> Iterator[None]:
-    """Turn what a library says about a header into a DataError.
+    """Turn a library's exceptions about a header into a DataError.
 
-    The library's words may hold a patient's data, so only their kind is told.
+    Only the type of the exception is shown, as its text may contain a patient's data.
     """
     try:
         yield
@@ -282,16 +283,16 @@ def write_result(result: Dataset, path: Path, is_dateless: bool) -> None:
     Args:
         result: The dataset; without dates it is changed in place.
         path: The file, ``.dcm``.
-        is_dateless: Whether dates and times become dummies, as a de-identified result's must.
+        is_dateless: Whether dates and times are replaced by dummies, as a de-identified result requires.
     """
     if is_dateless:
         without_dates(result)
-    with atomic_path(path) as lent:
-        result.save_as(lent, enforce_file_format=True)
+    with atomic_path(path) as temporary:
+        result.save_as(temporary, enforce_file_format=True)
 
 
 def restore_class(result: Dataset, class_uid: UID) -> None:
-    """Give references to a :func:`plain_copy`'s class the class of the image itself."""
+    """Replace the class of :func:`plain_copy` in references by the image's own class."""
 
     def restore(dataset: Dataset, element: Any) -> None:
         if element.keyword == "ReferencedSOPClassUID" and element.value == SecondaryCaptureImageStorage:
@@ -301,7 +302,7 @@ def restore_class(result: Dataset, class_uid: UID) -> None:
 
 
 def _refuse_bad_values(source: Path, header: Dataset) -> None:
-    """Values are not shown: they belong to a patient."""
+    """Refuse values that cannot be parsed, by the attributes' names: the values are a patient's and are not shown."""
     bad = [keyword for keyword, parse in _PARSED.items() if not _is_parsed(header, keyword, parse)]
     if (header.PatientSex or "") not in _SEXES:
         bad.append("PatientSex")
@@ -310,18 +311,18 @@ def _refuse_bad_values(source: Path, header: Dataset) -> None:
 
 
 def _make_unicode(header: Dataset) -> None:
-    """Texts in UTF-8 where highdicom does not know how they are encoded."""
+    """Convert texts to UTF-8 if highdicom does not support their encoding."""
     if header.get("SpecificCharacterSet") not in (None, "", *_PLAIN_CHARACTER_SETS):
         header.decode()
         header.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _drop_bad_values(header: Dataset) -> None:
-    """Remove optional attributes whose value is not allowed, and write old dates as they are written today.
+    """Remove optional attributes whose value is not allowed, and bring dates of the old form to today's.
 
-    Texts that are too long and UIDs with zeros in front stay, as other systems find a study by them.
+    Texts that are too long and UIDs with leading zeros stay, because other systems find a study by them.
     """
-    for keyword in ("PatientBirthDate", "StudyDate"):  # 1985's way to write them is read, but no longer written
+    for keyword in ("PatientBirthDate", "StudyDate"):  # the form with dots, of 1985, may be read but not written
         if "." in str(header.get(keyword) or ""):
             header[keyword].value = str(header.get(keyword)).replace(".", "")
     for element in list(header):
@@ -344,9 +345,9 @@ def _is_allowed(element: DataElement) -> bool:
 
 
 def _complete(header: Dataset) -> None:
-    """Give modules that are there but not whole what the standard asks for, PS3.3 C.7.1.1 and C.7.1.3; or remove them.
+    """Complete modules of which only some attributes are present (PS3.3 C.7.1.1 and C.7.1.3), or remove them.
 
-    What cannot be known becomes empty where it may be.
+    Unknown attributes become empty if the standard allows that.
     """
     if header.get("PatientIdentityRemoved") == "YES" and not (
         header.get("DeidentificationMethod") or header.get("DeidentificationMethodCodeSequence")

@@ -1,7 +1,7 @@
 """Measurements as a DICOM structured report by template TID 1500, which viewers and data bases can read.
 
-Names and units of measurements are SNOMED's and UCUM's where these have them. What they lack has codes of our own,
-all in :data:`MEASUREMENT_CODES`, the one table of them; ``docs/measurements.md`` says how each is computed.
+Names and units of measurements have codes of SNOMED and UCUM if they exist, and otherwise codes of this project. All
+are in the table :data:`MEASUREMENT_CODES`; ``docs/measurements.md`` says how each measurement is computed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from amsam_med.data.quiet import quiet_decoders
 from amsam_med.errors import DataError
 
 OWN_SCHEME = "99AMSAM"
-"""Coding scheme of what no public one names; DICOM keeps the prefix 99 for such schemes."""
+"""Coding scheme of this project's own codes; DICOM reserves the prefix 99 for private schemes."""
 
 IMAGING_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 
@@ -80,7 +80,7 @@ class DicomMeasurement(NamedTuple):
 
 
 class MeasuredObject(NamedTuple):
-    """What was measured of one object in one frame.
+    """Measurements of one object in one frame.
 
     Attributes:
         measurements: One or more numbers.
@@ -97,8 +97,8 @@ def dicom_measurements(columns: Mapping[str, float | None]) -> list[DicomMeasure
     """Columns of the results' table as coded numbers.
 
     Args:
-        columns: Values by column. Columns that :data:`MEASUREMENT_CODES` does not name are passed over, such as
-            colours, and so are values that are None or not finite.
+        columns: Values by column. Columns without an entry in :data:`MEASUREMENT_CODES`, such as colours, are left
+            out, and so are values that are None or not finite.
 
     Returns:
         The numbers in the order of the table of codes.
@@ -127,14 +127,14 @@ def write_dicom_sr(
         objects: One or more; the finding of each is its segment's type.
         path: The file to write, ``.dcm``.
         segments: The meaning of classes 1, 2, ...
-        algorithm: What made the masks; it is the report's observer, too.
+        algorithm: The algorithm that made the masks; it is also the report's observer.
         segmentation: The file that :func:`amsam_med.data.dicom.seg.write_dicom_seg` wrote for this source, with the
             same secret; the groups then refer to its frames.
-        procedure: What was done to get the image.
+        procedure: The imaging procedure.
         secret: De-identifies the result, see :func:`amsam_med.data.dicom.deidentify.deidentified`.
 
     Raises:
-        DataError: There is nothing to report, an object names a frame or a class that there is not, the segmentation
+        DataError: There are no objects, an object names a frame or a class that does not exist, the segmentation
             belongs to another image, or the source's header is not usable.
         MissingExtraError: highdicom, or with a secret dicom-anonymizer, is not installed.
     """
@@ -159,7 +159,7 @@ def write_dicom_sr(
 
 
 class _Segmentation:
-    """Which frame of a segmentation belongs to a frame of the source.
+    """A segmentation, and which of its frames belongs to which frame of the source.
 
     Args:
         path: The segmentation.
@@ -177,6 +177,7 @@ class _Segmentation:
             reference = group.DerivationImageSequence[0].SourceImageSequence[0]
             if reference.ReferencedSOPInstanceUID != source.SOPInstanceUID:
                 raise DataError(f"{path.name}: a segmentation of another image than the one that was measured")
+            # With a single class, the segment may stand once for all frames.
             owner = group if "SegmentIdentificationSequence" in group else shared
             segment = owner.SegmentIdentificationSequence[0].ReferencedSegmentNumber
             self._frames[int(reference.get("ReferencedFrameNumber") or 1), int(segment)] = number
@@ -241,7 +242,7 @@ def _group(
 
 
 def _tracking(package: Any, header: Dataset, one: MeasuredObject, meaning: SegmentMeaning) -> Any:
-    """The same for one object in every report about it."""
+    """The tracking identifier, equal for one object in every report about it."""
     place = (str(header.SOPInstanceUID), f"frame {one.frame}", f"segment {one.segment}")
     return package.sr.TrackingIdentifier(
         uid=generate_uid(entropy_srcs=list(place)), identifier=f"{meaning.label}, {place[1]}"

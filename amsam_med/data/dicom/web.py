@@ -1,4 +1,4 @@
-"""A DICOMweb server, of which nothing is taken on trust, or without a bound: searches, images, results."""
+"""A client of DICOMweb servers: searches, images, results. Answers are validated and bounded in size and time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ INSTANCE_LIMIT = 2 << 30
 LISTED_INSTANCES = 1_000_000
 """The most instances that a query may find."""
 
-_PAGE = 500  # instances asked for at once
+_PAGE = 500  # instances per request of a search
 _NOT_IMAGES = ("SEG", "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "FID", "ANN")  # modalities
-_ANSWER_LIMIT = 64 << 20  # bytes of an answer that is no instance
-_SLOWEST, _PATIENCE = 64 << 10, 60.0  # bytes a second that an answer must have, after so many seconds
-_TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
+_ANSWER_LIMIT = 64 << 20  # bytes of an answer other than an instance
+_SLOWEST, _PATIENCE = 64 << 10, 60.0  # least bytes per second of an answer, checked after so many seconds
+_TIMEOUT = (
+    10.0,
+    60.0,
+)  # seconds to connect, and between two pieces of an answer: a slow trickle never reaches the latter
 _Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 
@@ -39,7 +42,7 @@ def split_address(address: str) -> SplitResult:
     """The parts of an address.
 
     Raises:
-        DataError: It is none.
+        DataError: It is not a valid address.
     """
     try:
         return urlsplit(address)
@@ -51,7 +54,7 @@ def split_address(address: str) -> SplitResult:
 
 
 class _Attribute(Record, extra="ignore"):
-    """An attribute of DICOM JSON of which the first value counts."""
+    """An attribute of DICOM JSON of which the first value is used."""
 
     values: list[str] = Field(alias="Value", default=[], max_length=100)
 
@@ -70,17 +73,18 @@ class _Found(Record, extra="ignore"):
 
 
 class DicomWeb:
-    """A DICOMweb server, by dicomweb-client. Nothing that it answers is taken on trust, or without a bound.
+    """A DICOMweb server, through dicomweb-client. Answers are validated and bounded in size and time.
 
     User and password are looked up in ``~/.netrc``; a bearer token in the environment variable
-    ``AMSAM_DICOMWEB_TOKEN`` goes with every request. Redirections to other servers are refused.
+    ``AMSAM_DICOMWEB_TOKEN`` is sent with every request. So redirections to other servers, which would receive it, are
+    refused.
 
     Args:
         address: Its base address, ``http://host:port/dicom-web``.
 
     Raises:
         MissingExtraError: dicomweb-client is not installed.
-        DataError: The address is none, or holds a password, which would end up in tables and logs.
+        DataError: The address is not valid, or contains a password, which would end up in tables and logs.
     """
 
     def __init__(self, address: str) -> None:
@@ -103,7 +107,7 @@ class DicomWeb:
         self._client.set_http_retry_params(retry=False)  # the session does that
 
     def instances(self, query: dict[str, str]) -> Iterator[str]:
-        """All images that fit a query, page by page, as "study/series/instance".
+        """All images that match a query, page by page, as "study/series/instance".
 
         Raises:
             DataError: The server does not answer, or refuses.
@@ -111,7 +115,7 @@ class DicomWeb:
         return (member for member, modality in self._search(query) if modality not in _NOT_IMAGES)
 
     def segmentations(self, query: dict[str, str]) -> Iterator[str]:
-        """All DICOM segmentations that fit a query, page by page, as "study/series/instance".
+        """All DICOM segmentations that match a query, page by page, as "study/series/instance".
 
         Raises:
             DataError: The server does not answer, or refuses.
@@ -136,7 +140,9 @@ class DicomWeb:
         """
         study, series, instance = member.split("/")
         url = f"{self.address.rstrip('/')}/studies/{study}/series/{series}/instances/{instance}"
+        # Any transfer syntax, so that the server need not transcode the image.
         accepted = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+        # Streamed to disk instead of through dicomweb-client: an instance may have gigabytes.
         with self._named_faults(), tempfile.TemporaryFile(dir=copy.parent) as body:
             with self._session.get(url, headers=accepted, stream=True, timeout=_TIMEOUT) as answer:
                 answer.raise_for_status()
@@ -169,7 +175,7 @@ class DicomWeb:
                     search_filters=query, limit=_PAGE, offset=start, fields=["Modality"]
                 )
                 found = [self._checked(one) for one in page]
-            if found == before:  # a server that knows no pages
+            if found == before:  # a server without paging answers every request with the same list, and would never end
                 return
             if start > LISTED_INSTANCES:
                 raise DataError(
@@ -192,9 +198,10 @@ class DicomWeb:
             yield
         except AmsamError:
             raise
-        except Exception as error:  # an answer that is none may bring anything about
+        except Exception as error:  # dicomweb-client and requests raise nearly anything for a malformed answer
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise DataError(f"no room for what the DICOMweb server sends. {MORE_ROOM}") from None
+            # Only status and reason are quoted, escaped and cut, since the server chooses them.
             answer = getattr(error, "response", None)
             what = type(error).__name__ if answer is None else f"it answers {answer.status_code} {answer.reason}"
             what = "it does not answer in time" if answer is None and "timed out" in str(error) else what
@@ -205,7 +212,7 @@ class DicomWeb:
 
 
 def _bounded_session() -> Any:
-    """Requests to one server: no redirection to others, no answer without a bound, a few tries while it is busy."""
+    """A session with one server: no redirection to others, answers bounded, a few retries while it is busy."""
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
@@ -213,8 +220,8 @@ def _bounded_session() -> Any:
     class Bounded(HTTPAdapter):
         def send(self, request: requests.PreparedRequest, stream: bool = False, *args: Any, **settings: Any) -> Any:
             answer: Any = super().send(request, True, *args, **settings)
-            if not stream or answer.is_redirect:  # what is streamed is bounded where it is read
-                with answer:  # also where it is given up
+            if not stream or answer.is_redirect:  # streamed answers are bounded where they are read
+                with answer:  # closes the connection even if reading is given up
                     answer._content = b"".join(_pieces(answer, _ANSWER_LIMIT))
                     answer._content_consumed = True
             return answer
@@ -238,7 +245,7 @@ def _bounded_session() -> Any:
         status_forcelist=(408, 429, 503, 504),
         allowed_methods=("GET",),
         backoff_factor=1,
-        respect_retry_after_header=False,  # it might say a year
+        respect_retry_after_header=False,  # the server could make us wait a year
         raise_on_status=False,
     )
     session = OneServer()
@@ -251,7 +258,8 @@ def _bounded_session() -> Any:
 def _pieces(answer: Any, limit: int) -> Iterator[bytes]:
     """The body of an answer, bounded in size and time."""
     start, size = time.monotonic(), 0
-    while piece := answer.raw.read1(1 << 16, decode_content=True):  # what is there; a whole block may never come
+    # read1 returns what has arrived. read would wait for a whole block, which a slow server may never complete.
+    while piece := answer.raw.read1(1 << 16, decode_content=True):
         size += len(piece)
         if size > limit:
             raise DataError(f"the DICOMweb server sends more than {limit:,} bytes in one answer")
@@ -261,7 +269,7 @@ def _pieces(answer: Any, limit: int) -> Iterator[bytes]:
 
 
 def _write_first_part(body: IO[bytes], content_type: str, copy: Path) -> None:
-    """The DICOM file in an answer, which is the body or the first part of several."""
+    """Write the DICOM file of an answer, which is its body, or the first part of a multipart body."""
     header = Message()
     header["Content-Type"] = content_type
     kind, boundary = header.get_content_type(), header.get_param("boundary")
@@ -269,6 +277,7 @@ def _write_first_part(body: IO[bytes], content_type: str, copy: Path) -> None:
     refused = DataError(f"the DICOMweb server sends {visible(kind)[:60]!r} where a DICOM file is expected")
     if size == 0:
         raise refused
+    # Mapped, not read, for the same reason.
     with mmap.mmap(body.fileno(), size, access=mmap.ACCESS_READ) as content, copy.open("wb") as file:
         start, end = 0, size
         if kind == "multipart/related" and isinstance(boundary, str) and boundary:

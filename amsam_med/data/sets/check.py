@@ -1,4 +1,4 @@
-"""A look at every file of a data list before anything is trained on it."""
+"""Checks of every file of a data list before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_NAMES = 5
 
 @dataclass
 class Findings:
-    """What a list of pairs holds.
+    """Counts, sizes and errors of a list of pairs.
 
     Attributes:
         pair_count: How many pairs were read without a fault.
@@ -24,7 +24,7 @@ class Findings:
         largest: The same with the most pixels.
         empty_mask_count: Masks without any object.
         object_share: Mean share of object pixels, 0..1.
-        faults: One line a file that cannot be used.
+        faults: One line per file that cannot be used.
     """
 
     pair_count: int = 0
@@ -54,7 +54,7 @@ def check_items(items: Iterable[Item], num_classes: int = 1) -> Findings:
 def refuse_useless_masks(items: Sequence[Item], what: str, num_classes: int = 1) -> None:
     """Refuse examples from which nothing can be learned: no mask holds an object, or none holds background.
 
-    Masks are read until both have been seen, which mostly is once.
+    Masks are read until both have been seen, for which one mask is usually enough.
 
     Args:
         items: Examples that serve one purpose.

@@ -1,4 +1,4 @@
-"""What there is to know of a published data set."""
+"""The description of a published data set."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class DataSet:
     """A data set that is recognised by its folders.
 
     Attributes:
-        name: What the command line calls it.
-        parts: The parts that a folder holds of it; empty if the folder is not this set's.
-        open_part: Pairs of one of these parts.
-        precedence: Of several sets that claim a folder, the one with the highest number has it.
+        name: Its name on the command line.
+        parts: Returns the parts of it that a folder holds; empty if the folder is not this set's.
+        open_part: Returns the pairs of one of these parts.
+        precedence: If several sets recognise a folder, the one with the highest number is used.
         base_url: Where its archives lie; empty if they cannot be fetched without a login.
         fetch: Fetches them; None if that needs a login.
         import_archive: Takes in an archive that the user has fetched; None if there is nothing to take in.

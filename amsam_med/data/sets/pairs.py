@@ -1,4 +1,4 @@
-"""Images and masks in two folders that belong together, and what is drawn from their list.
+"""Pairs of images and masks from two folders, and few-shot draws from their list.
 
 A list holds items ``{"image": path, "label": path}``. All faults of a folder are reported at once. Images without
 masks are what :func:`list_images` finds.
@@ -87,17 +87,17 @@ def few_shot_draw(items: Sequence[Item], shots: int | None, seed: int) -> list[I
         raise ConfigError(
             f"shots = {shots}; the list has {len(in_order)} examples, so 1 to {len(in_order)} can be drawn"
         )
-    drawn = np.random.RandomState(seed).permutation(len(in_order))[:shots]  # the one stream NumPy has frozen
+    drawn = np.random.RandomState(seed).permutation(len(in_order))[:shots]  # its numbers never change between versions
     return [in_order[index] for index in drawn]
 
 
 def refuse_output_among(items: Sequence[Item], output: Folder) -> None:
-    """Refuse an output folder in a folder of images or masks, of which its files would become a part.
+    """Refuse an output folder inside a folder of images or masks, where its files would be listed as data.
 
-    A hidden folder among them is none of theirs: the label server keeps its trainings in one.
+    Hidden folders are allowed, as they are not listed: the label server keeps its trainings in one.
 
     Raises:
-        ConfigError: It is one of theirs, or lies in one.
+        ConfigError: The output is a folder of images or masks, or is inside one.
     """
     folder = Path(output).resolve()
     inputs = {Path(path).parent for item in items for path in item.values()}

@@ -108,7 +108,7 @@ def train_baseline(
         recipe: How.
         seed: Of order and views.
         is_pretrained: Whether a backbone started from published weights, which asks for the lower rate.
-        progress: Told about every pass.
+        progress: Called after every pass.
 
     Returns:
         The network in evaluation mode, which has seen the examples as they are.

@@ -1,4 +1,4 @@
-"""Nothing of the patient stays, at no depth, and files that belong together still do."""
+"""De-identification removes the patient at every depth, and files of one study still belong together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A header is read as pydicom reads it, and no file makes that take long or much memory."""
+"""Headers are read as pydicom reads them, within limits of time and memory for any file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths that tell whose image it is are shown without that, and others as they are."""
+"""Identifying parts of paths are replaced, and other paths are left unchanged."""
 
 from __future__ import annotations
 

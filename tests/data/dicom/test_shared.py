@@ -1,4 +1,4 @@
-"""What results take from a source, and a real server that keeps source, segmentation and report."""
+"""Attributes that results take from their source, and a real server that stores source, segmentation and report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DICOMweb server that is broken or means harm: one plain sentence, in bounded time and memory."""
+"""A broken or malicious DICOMweb server leads to one plain sentence, in bounded time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file of a list is read; what is wrong with it is told and does not stop the rest."""
+"""Every file of a list is read; errors are reported and do not stop the others."""
 
 from __future__ import annotations
 

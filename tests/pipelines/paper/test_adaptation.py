@@ -25,7 +25,7 @@ from pipelines.paper.adaptation import (
     interpolate_weights,
     prototype_prior,
 )
-from pipelines.paper.cells import Bench, Job, Place
+from pipelines.paper.cells import Bench, Job, Workspace
 from pipelines.paper.store import ADAPT
 
 
@@ -175,7 +175,7 @@ def test_second_prompts_change_the_mask(base: AmSam, examples: Examples) -> None
 def test_a_way_is_a_cell_like_any_other(way: Way, tmp_path: Path) -> None:
     for seed, part in enumerate(("train", "val")):
         write_dermoscopy(tmp_path / "isic2018" / part, 4, seed=seed, size=(72, 96))
-    bench = Bench("isic2018", Place(tmp_path, tmp_path / "run", "tiny", weights.find("tiny")), "val")
+    bench = Bench("isic2018", Workspace(tmp_path, tmp_path / "run", "tiny", weights.find("tiny")), "val")
     job = Job(ADAPT, asdict(way))
     made = bench.run(job, 2, 1)
     assert made.identity.data_set == "isic2018/val"

@@ -11,7 +11,7 @@ from amsam_med import weights
 from amsam_med.errors import DataError
 from amsam_med.synthetic import write_dermoscopy
 from pipelines.paper import figures
-from pipelines.paper.cells import Bench, Place
+from pipelines.paper.cells import Bench, Workspace
 from pipelines.paper.store import Store
 from pipelines.paper.tasks import TASKS
 
@@ -63,7 +63,7 @@ def test_panels_of_drawn_lesions_need_no_data(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_figures")
 def test_a_curve_is_computed_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(data, tmp_path, "tiny", weights.find("tiny"))
+    place = Workspace(data, tmp_path, "tiny", weights.find("tiny"))
     store, bench = Store(tmp_path), Bench("isic2018", place, "val")
     job = figures.SIDES["BLO-SAM"]
     first = figures.learning_curve(bench, store, job, 4, 0)

@@ -30,7 +30,7 @@ from pipelines.paper import run
 from pipelines.paper.baselines import BASELINES
 from pipelines.paper.baselines.sam import two_channels
 from pipelines.paper.baselines.training import ViewedImages, course
-from pipelines.paper.cells import Bench, Job, Place, run_cell, settings_of
+from pipelines.paper.cells import Bench, Job, Workspace, run_cell, settings_of
 from pipelines.paper.rendering import Entry, as_csv, as_latex, as_markdown, collect, compare_over_images, render
 from pipelines.paper.store import ADAPT, AM_SAM, Cell, Identity, Measured, Store
 from pipelines.paper.tables import IN_EVERY_STEP, Row, Table, read_table, table_names
@@ -50,9 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(data: Path, tmp_path: Path) -> Place:
+def workspace(data: Path, tmp_path: Path) -> Workspace:
     """Where a test's cells are run."""
-    return Place(data, tmp_path, "tiny", weights.find("tiny"))
+    return Workspace(data, tmp_path, "tiny", weights.find("tiny"))
 
 
 def identity(**changes: Any) -> Identity:
@@ -107,12 +107,12 @@ def filled(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("detector", ["none", "shipped"])
-def test_a_cell_scores_what_evaluate_scores(detector: Any, place: Place, data: Path, tmp_path: Path) -> None:
-    bench = Bench("isic2018", place)
+def test_a_cell_scores_what_evaluate_scores(detector: Any, workspace: Workspace, data: Path, tmp_path: Path) -> None:
+    bench = Bench("isic2018", workspace)
     settings = QUICK if detector == "shipped" else {**QUICK, "prompt": "none"}
     made = bench.run(Job(AM_SAM, settings, detector), 4, 0)
     overrides = {**settings, "dataset_dir": str(data / "isic2018"), "output_dir": str(tmp_path / "run"), "shots": 4}
-    overrides |= {"base_file": str(place.base_file)} | ({} if detector == "shipped" else {"detector_file": None})
+    overrides |= {"base_file": str(workspace.base_file)} | ({} if detector == "shipped" else {"detector_file": None})
     workflow = TrainWorkflow(open_bundle("amsam_isic", "train", overrides))
     workflow.initialize()
     workflow.trainer.run()
@@ -125,9 +125,9 @@ def test_a_cell_scores_what_evaluate_scores(detector: Any, place: Place, data: P
     assert made.measured.milliseconds > 0
 
 
-def test_what_is_on_record_is_not_run_again_not_even_elsewhere(place: Place, tmp_path: Path) -> None:
+def test_what_is_on_record_is_not_run_again_not_even_elsewhere(workspace: Workspace, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    bench = Bench("isic2018", place)
+    bench = Bench("isic2018", workspace)
     assert run_cell(bench, store, JOB, 4, 0) is not None
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "results.sqlite").rename(tmp_path / "elsewhere" / "results.sqlite")
@@ -139,16 +139,16 @@ def test_what_is_on_record_is_not_run_again_not_even_elsewhere(place: Place, tmp
     assert bench.identity(JOB._replace(settings={**QUICK, "alpha": 0.6}), 4, 0) not in moved
 
 
-def test_a_system_used_as_it_is_has_one_cell_for_all_shots_and_seeds(place: Place) -> None:
-    bench = Bench("isic2018", place)
+def test_a_system_used_as_it_is_has_one_cell_for_all_shots_and_seeds(workspace: Workspace) -> None:
+    bench = Bench("isic2018", workspace)
     assert bench.identity(Job("sam", {}), 4, 0) == bench.identity(Job("sam", {}), 16, 3)
     assert bench.identity(Job("sam-box", {}, "k-shot"), 4, 0) != bench.identity(Job("sam-box", {}, "k-shot"), 8, 0)
 
 
 @pytest.mark.parametrize(("method", "detector"), [("sam", "none"), ("sam-box", "shipped"), ("u-net", "none")])
-def test_a_baseline_is_a_cell_like_any_other(method: str, detector: Any, place: Place) -> None:
+def test_a_baseline_is_a_cell_like_any_other(method: str, detector: Any, workspace: Workspace) -> None:
     settings = {"passes": 1, "input_size": 64} if BASELINES[method].recipe else {}
-    made = Bench("isic2018", place).run(Job(method, settings, detector), 4, 0)
+    made = Bench("isic2018", workspace).run(Job(method, settings, detector), 4, 0)
     assert len(made.scores) == 5
     assert 0 <= made.measured.dice <= 1
     assert (made.measured.trained_parameters > 0) == (method == "u-net")
@@ -156,16 +156,16 @@ def test_a_baseline_is_a_cell_like_any_other(method: str, detector: Any, place: 
     assert made.identity.input_size == (64 if method == "u-net" else 256)
 
 
-def test_the_encoder_in_every_step_gives_the_same_scores(place: Place) -> None:
-    bench, plain = Bench("isic2018", place), Job(AM_SAM, {**QUICK, "prompt": "none"})
+def test_the_encoder_in_every_step_gives_the_same_scores(workspace: Workspace) -> None:
+    bench, plain = Bench("isic2018", workspace), Job(AM_SAM, {**QUICK, "prompt": "none"})
     slow = plain._replace(settings={**plain.settings, "encode": IN_EVERY_STEP})
     once, always = (bench.run(job, 4, 0) for job in (plain, slow))
     assert always.measured.dice == pytest.approx(once.measured.dice, abs=1e-4)
     assert once.identity.key != always.identity.key
 
 
-def test_selection_and_report_have_cells_of_their_own(place: Place) -> None:
-    shown, hidden = (Bench("isic2018", place, part).identity(JOB, 4, 0) for part in ("test", "val"))
+def test_selection_and_report_have_cells_of_their_own(workspace: Workspace) -> None:
+    shown, hidden = (Bench("isic2018", workspace, part).identity(JOB, 4, 0) for part in ("test", "val"))
     assert (shown.data_set, hidden.data_set) == ("isic2018", "isic2018/val")
 
 
@@ -277,8 +277,8 @@ def test_lines_of_json_of_earlier_versions_are_cells(tmp_path: Path) -> None:
     assert [(line.row.name, line.entries["isic2018", 8].mean) for line in lines] == [(way.name, 70.0)]
 
 
-def test_a_run_of_an_earlier_version_is_not_run_again(place: Place, tmp_path: Path) -> None:
-    bench, job = Bench("isic2018", place, "val"), Job(ADAPT, {"parts": "decoder", "steps": 1})
+def test_a_run_of_an_earlier_version_is_not_run_again(workspace: Workspace, tmp_path: Path) -> None:
+    bench, job = Bench("isic2018", workspace, "val"), Job(ADAPT, {"parts": "decoder", "steps": 1})
     wanted = bench.identity(job, 2, 0)
     record = {"set": "isic2018", "way": "W", "settings": settings_of(job), "shots": 2, "seed": 0, "base": "tiny"}
     record |= {"base_sha256": bench.base_sha256, "images": 5, "dice": 0.5, "chosen": "", "train_seconds": 1.0}

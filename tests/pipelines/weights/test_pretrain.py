@@ -109,7 +109,7 @@ def test_what_a_black_circle_hides_is_no_part_of_an_object() -> None:
     torch.manual_seed(0)
     ids = torch.ones(64, 1, SIZE, SIZE, dtype=torch.uint8)
     scene = Scene(torch.ones(64, 3, SIZE, SIZE), ids, torch.ones(64, IDS, dtype=torch.bool), torch.zeros(64))
-    seen = scenes.look_through_circles(scene)
+    seen = scenes.add_dark_circles(scene)
     is_dark = seen.images.amax(dim=1, keepdim=True) < scenes.HIDDEN
     assert torch.equal(seen.ids == 0, is_dark)
     assert 0 < int(is_dark.flatten(1).any(dim=1).sum()) < 32
@@ -186,12 +186,12 @@ def test_every_blob_is_marked_where_it_shows(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(scenes, "SPOTTED_SHARE", 0.0)
     torch.manual_seed(0)
     for _ in range(10):
-        one = scenes.lay_blob(flat(200), flat(20))
+        one = scenes.paste_blob(flat(200), flat(20))
         shows = (one.images[0, 0].float() - 200).abs()
         assert ((shows > scenes.OUTLINE * shows.max()) == (one.ids[0, 0] == 1)).float().mean() > 0.99
         assert 0.01 < (one.ids == 1).float().mean() < 0.7
         assert one.whole[0].nonzero().tolist() == [[1]]
-    two = scenes.lay_blob(one, flat(120))
+    two = scenes.paste_blob(one, flat(120))
     assert two.whole[0].nonzero().tolist() == [[1], [2]]
     assert (two.ids == 2).any()
 
@@ -200,7 +200,7 @@ def test_a_spot_changes_the_colour_within_a_blob_and_not_its_mark(monkeypatch: p
     for share in (0.0, 1.0):
         monkeypatch.setattr(scenes, "SPOTTED_SHARE", share)
         torch.manual_seed(0)
-        blobs = [scenes.lay_blob(flat(100), flat(160)) for _ in range(5)]
+        blobs = [scenes.paste_blob(flat(100), flat(160)) for _ in range(5)]
         assert all(blob.whole[0].nonzero().tolist() == [[1]] for blob in blobs)
         # A plain blob on plain ground is grey throughout; a spot has a shade of its own in every channel.
         tints = [blob.images[0, 0].float() - blob.images[0, 2].float() for blob in blobs]
@@ -220,7 +220,7 @@ def test_a_grey_image_stays_grey(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_blob_of_what_it_lies_on_is_given_a_contrast() -> None:
     torch.manual_seed(0)
     for level in (30, 128, 220):
-        blob = scenes.lay_blob(flat(level), flat(level))
+        blob = scenes.paste_blob(flat(level), flat(level))
         inside = blob.images[0, 0][blob.ids[0, 0] == 1].float()
         assert (inside - level).abs().mean() / 255 > 0.7 * scenes.LEAST_CONTRAST
 
@@ -243,7 +243,7 @@ def test_hair_darkens_or_lightens_only_where_it_lies() -> None:
     assert overlays.shape == (6, 1, scenes.BANK_SIZE, scenes.BANK_SIZE)
     assert all(0.001 < float((overlay > 127).float().mean()) < 0.5 for overlay in overlays)
     images = torch.full((64, 3, SIZE, SIZE), 0.5)
-    laid = scenes.lay_over(images, overlays)
+    laid = scenes.add_overlays(images, overlays)
     is_changed = (laid != images).flatten(1).any(dim=1)
     assert 0 < int(is_changed.sum()) < 32
     assert float((laid != images).any(dim=1)[is_changed].float().mean()) < 0.7
@@ -348,7 +348,7 @@ def test_a_finished_base_goes_on_in_the_form_in_which_it_is_shipped(small_data: 
 def test_a_point_beside_an_object_is_near_it_and_not_on_it() -> None:
     torch.manual_seed(0)
     targets = disc(SIZE, 20, 40, 8).float()[None, None].repeat(50, 1, 1, 1)
-    pixel = pretrain._beside(targets).flatten()
+    pixel = pretrain._background_pixels(targets).flatten()
     rows, columns = pixel // SIZE, pixel % SIZE
     assert not any(bool(target[0, row, column]) for target, row, column in zip(targets, rows, columns, strict=True))
     is_near = disc(SIZE, 20, 40, 8 + 1.5 * (SIZE // 8))
