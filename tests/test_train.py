@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from amsam_med import train as train_module
 from amsam_med.boxes import box_from_mask
+from amsam_med.bundle import open_bundle, training_overrides
 from amsam_med.checkpoint import read_adapter
 from amsam_med.data.readers import read_mask
 from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.model import AmSam
+from amsam_med.model.amsam import Prediction
 from amsam_med.plots import PanelRow
 from amsam_med.train import TrainOptions, TrainResult, train
+from tests.small_bundle import INPUT_SIZE
 
 FILES = {
     "adapter.safetensors",
@@ -230,6 +235,64 @@ def test_without_prompts_no_detector_is_needed_and_no_box_is_used(
     assert [row.box for row in rows] == [None, None]
     assert read_adapter(result.adapter)[0]["prompt"] == "none"
     assert json.loads((tmp_path / "split.json").read_text())["settings"]["detector_sha256"] is None
+
+
+class OwnBoxRun(NamedTuple):
+    """A run of prompt ``own``.
+
+    Attributes:
+        result: Its outcome.
+        boxes: Those of each call of the network in training mode: lower and upper step in turn.
+        scored: Those of each call in evaluation mode: D2 after each epoch, and the panel.
+        rows: Of its panel.
+    """
+
+    result: TrainResult
+    boxes: list[Tensor | None]
+    scored: list[Tensor | None]
+    rows: list[PanelRow]
+
+
+@pytest.fixture(scope="module")
+def by_own_boxes(tiny_bundle: Path, labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OwnBoxRun:
+    boxes, scored, rows, predict = [], [], [], AmSam.predict
+
+    def noted(network: AmSam, image: Tensor, boxes_in_input: Tensor | None = None, *more: Any) -> Prediction:
+        (boxes if network.training else scored).append(boxes_in_input)
+        return predict(network, image, boxes_in_input, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AmSam, "predict", noted)
+        patch.setattr(train_module, "draw_panel", lambda drawn, _path: rows.extend(drawn))
+        result = run(tiny_bundle, labelled_folder, tmp_path_factory.mktemp("own") / "run", shots=6, prompt="own")
+    return OwnBoxRun(result, boxes, scored, rows)
+
+
+def test_prompt_own_shows_the_lower_level_every_other_box_and_the_upper_level_none(by_own_boxes: OwnBoxRun) -> None:
+    lower, upper = by_own_boxes.boxes[::2], by_own_boxes.boxes[1::2]
+    assert len(lower) == len(upper) == 6  # two epochs of three
+    assert 0 < sum(box is None for box in lower) < 6
+    assert all(box is None for box in upper)
+
+
+def test_prompt_own_is_scored_and_shown_without_boxes(by_own_boxes: OwnBoxRun) -> None:
+    assert len(by_own_boxes.scored) == 2 + 3  # all of D2 after each epoch, and each row of the panel
+    assert all(box is None for box in by_own_boxes.scored)
+    assert [row.box for row in by_own_boxes.rows] == [None] * 3
+
+
+def test_the_boxes_that_prompt_own_learns_from_are_the_masks_moved_a_little(
+    tiny_bundle: Path, labelled_folder: Path
+) -> None:
+    given = training_overrides(TrainOptions(str(tiny_bundle), {"prompt": "own", "shots": 4, "views": "none"}))
+    parser = open_bundle(tiny_bundle, "train", {**given, "dataset_dir": str(labelled_folder)})
+    assert parser.get_parsed_content("detector") is None
+    lower, upper = (parser.get_parsed_content(f"{level}::dataset") for level in ("lower", "upper"))
+    assert (lower.box_jitter, lower.box_dropout) == (0.1, 0.5)
+    assert (upper.box_jitter, upper.box_dropout) == (0.0, 1.0)
+    for item in lower:
+        moved = item["box"] - box_from_mask(item["label"][0])
+        assert 0 < moved.abs().max() < INPUT_SIZE / 3
 
 
 def test_without_a_detector_boxes_come_from_the_masks(

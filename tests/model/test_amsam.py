@@ -31,27 +31,28 @@ def tiny() -> AmSam:
     return build_amsam("tiny", input_size=64).eval()
 
 
-def _compose_sam(network: AmSam, images: Tensor) -> Tensor:
-    """What a reader of segment_anything would write: its own prompt encoder and decoder, one image at a time."""
+def _compose_sam(network: AmSam, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks and predicted IoU of segment_anything's own prompt encoder and decoder, one image at a time."""
     prompt_encoder = SamPromptEncoder(256, (4, 4), (64, 64), 16)
     prompt_encoder.load_state_dict(network.prompt_encoder.state_dict())
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     decoder = SamMaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=1)
     decoder.load_state_dict(network.mask_decoder.state_dict())
-    masks = []
+    masks, ious = [], []
     for image in images:
         sparse, dense = prompt_encoder(points=None, boxes=None, masks=None)
         embedding = network.image_encoder(image[None])
-        mask, _ = decoder.predict_masks(embedding, prompt_encoder.get_dense_pe(), sparse, dense)
+        mask, iou = decoder.predict_masks(embedding, prompt_encoder.get_dense_pe(), sparse, dense)
         masks.append(mask)
-    return torch.cat(masks)
+        ious.append(iou)
+    return torch.cat(masks), torch.cat(ious)
 
 
 @pytest.mark.parametrize("base", ["tiny", "vit_b"])
 def test_without_box_and_calibration_the_network_is_sam(base: str, images: Tensor) -> None:
     network = build_amsam(base, input_size=64, rank=0, calibration="none").eval()
     with torch.no_grad():
-        torch.testing.assert_close(network(images), _compose_sam(network, images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tuple(network.predict(images)), _compose_sam(network, images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_never_mixes_patients(tiny: AmSam, images: Tensor) -> None:
@@ -130,13 +131,16 @@ def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSa
         torch.testing.assert_close(networks["none"](images, BOXES), tiny(images))
         by_hand = tiny(images, BOXES, centres, torch.ones(3, 1))
         torch.testing.assert_close(networks["box+point"](images, BOXES), by_hand)
+        beside, not_on_it = torch.full((3, 1, 2), 60.0), torch.zeros(3, 1)
+        by_hand = tiny(images, BOXES, torch.cat([beside, centres], dim=1), torch.tensor([[0.0, 1.0]]).expand(3, -1))
+        torch.testing.assert_close(networks["box+point"](images, BOXES, beside, not_on_it), by_hand)
 
 
 class PaintsItsPrompt:
     """Decodes the box that it is shown, and otherwise what it is told to see; trusts each as it is told.
 
     Args:
-        first: bool ``(B, S, S)``: the masks without a box.
+        first: ``(B, h, w)``: the masks without a box, bool or the logits of the object.
         trusted: Predicted IoU by rank of the pass: no box, tight box, box of the largest parts; each ``(B,)``.
     """
 
@@ -147,13 +151,16 @@ class PaintsItsPrompt:
     def __call__(self, embedding: Tensor, boxes: Tensor | None = None, *_: object) -> Prediction:
         inside = self.first
         if boxes is not None:
-            inside = torch.zeros_like(self.first)
+            inside = torch.zeros(len(boxes), 64, 64, dtype=torch.bool)
             for mask, (x1, y1, x2, y2) in zip(inside, boxes.round().long().tolist(), strict=True):
                 mask[y1:y2, x1:x2] = True
+            stride = 64 // self.first.shape[-1]
+            inside = inside[:, ::stride, ::stride]
         trust = torch.tensor(self.trusted[len(self.seen)])
         self.seen.append(boxes)
-        logits = torch.where(inside, 5.0, -5.0)
-        return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([0 * trust, trust], dim=1))
+        logits = torch.where(inside, 5.0, -5.0) if inside.dtype == torch.bool else inside
+        # The background's mask is trusted where the object's is not: it must not count.
+        return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([1 - trust, trust], dim=1))
 
 
 def first_masks() -> Tensor:
@@ -172,7 +179,7 @@ def own_box_network(paints: PaintsItsPrompt, monkeypatch: pytest.MonkeyPatch) ->
 def test_prompt_own_draws_again_with_the_boxes_of_its_first_mask(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5], [0.4, 0.4, 0.9], [0.7, 0.3, 0.9]])
+    paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, -0.1], [0.4, 0.4, 0.9], [0.7, 0.3, 0.9]])
     prediction = own_box_network(paints, monkeypatch).predict(images)
     nothing, tight, largest = paints.seen
     assert nothing is None
@@ -182,11 +189,38 @@ def test_prompt_own_draws_again_with_the_boxes_of_its_first_mask(
     assert masks[0].sum() == 16 * 16  # the largest part's box is trusted most
     assert masks[1].equal(first_masks()[1])  # no box is
     assert not masks[2].any()  # an empty mask has no box, however much its answer is trusted
-    assert prediction.predicted_iou[:, 1].tolist() == pytest.approx([0.7, 0.5, 0.5])
+    assert prediction.predicted_iou[:, 1].tolist() == pytest.approx([0.7, 0.5, -0.1])
+
+
+def test_the_own_box_is_that_of_the_mask_at_the_inputs_size(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = torch.full((1, 16, 16), -3.0)
+    first[0, 4:8, 4:8] = 1.0  # between logits of -3 and 1 the edge lies a quarter of a step within the object
+    paints = PaintsItsPrompt(first, [[0.5]] * 3)
+    own_box_network(paints, monkeypatch).predict(images[:1])
+    assert paints.seen[1].tolist() == [[17.0, 17.0, 31.0, 31.0]]
+
+
+def test_the_own_box_is_around_the_objects_of_all_classes(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the network trusts is their mean."""
+    logits = torch.zeros(1, 3, 64, 64)
+    logits[0, 0], logits[0, 1, 8:16, 8:16], logits[0, 2, 30:40, 20:24] = 1, 5, 5
+    trusted = [torch.tensor([[0.9, 0.5, 0.5]]), torch.tensor([[0.9, 0.8, 0.0]]), torch.tensor([[0.0, 0.6, 0.6]])]
+    seen: list[Tensor | None] = []
+
+    def answer(_embedding: Tensor, boxes: Tensor | None = None) -> Prediction:
+        seen.append(boxes)
+        return Prediction(logits * len(seen), trusted[len(seen) - 1])
+
+    network = build_amsam("tiny", input_size=64, num_classes=2, prompt="own").eval()
+    monkeypatch.setattr(network, "_decode", answer)
+    prediction = network.predict(images[:1])
+    assert seen[1].tolist() == [[8.0, 8.0, 24.0, 40.0]]
+    assert torch.equal(prediction.mask_logits, logits * 3)
 
 
 def test_prompt_own_obeys_a_prompt_and_is_silent_in_training(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    for given in ({"boxes": BOXES}, {"points": BOXES[:, None, :2], "point_labels": torch.ones(3, 1)}):
+    points = {"points": BOXES[:, None, :2], "point_labels": torch.ones(3, 1)}
+    for given in ({"boxes": BOXES}, points, {"earlier_logits": torch.zeros(3, 1, 16, 16)}):
         paints = PaintsItsPrompt(first_masks(), [[0.5, 0.5, 0.5]])
         own_box_network(paints, monkeypatch).predict(images, **given)
         assert len(paints.seen) == 1
