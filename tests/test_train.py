@@ -7,21 +7,25 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from amsam_med import open_model, segment
 from amsam_med import train as train_module
 from amsam_med.boxes import box_from_mask
 from amsam_med.bundle import open_bundle, training_overrides
 from amsam_med.checkpoint import read_adapter
 from amsam_med.data.readers import read_mask
+from amsam_med.data.transforms import restore_original
 from amsam_med.errors import ConfigError, DataError, WeightsError
 from amsam_med.model import AmSam
 from amsam_med.model.amsam import Prediction
 from amsam_med.plots import PanelRow
+from amsam_med.threads import kept_threads
 from amsam_med.train import TrainOptions, TrainResult, train
 from tests.small_bundle import INPUT_SIZE
 
@@ -293,6 +297,29 @@ def test_the_boxes_that_prompt_own_learns_from_are_the_masks_moved_a_little(
     for item in lower:
         moved = item["box"] - box_from_mask(item["label"][0])
         assert 0 < moved.abs().max() < INPUT_SIZE / 3
+
+
+def test_an_adapter_of_prompt_own_segments_as_its_network_does_and_obeys_a_drawn_box(
+    by_own_boxes: OwnBoxRun, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    adapter, base = by_own_boxes.result.adapter, tiny_bundle / "base.safetensors"
+    chosen = {"bundle": str(tiny_bundle), "adapter": str(adapter), "base_weights": str(base), "device": "cpu"}
+    model = open_model(**chosen, overrides={"rival_margin": 0.1, "nothing_below": 0.9})  # of the bundle's own model
+    assert (model.inferer.detector, model.inferer.rival_margin, model.inferer.nothing_below) == (None, None, 0.0)
+    assert model.digests["detector"] is None
+    assert segment(labelled_folder / "images", tmp_path, formats=("png",), **chosen).done == 6
+    for path in sorted((labelled_folder / "images").iterdir()):
+        image = model.prepare(path)
+        with torch.no_grad(), kept_threads():
+            torch.set_num_threads(1)  # as images are segmented: to the last bit
+            own = model.network.predict(image.inputs[None]).mask_logits[0]
+            drawn = model.network.predict(image.inputs[None], torch.tensor([[16.0, 16.0, 48.0, 32.0]])).mask_logits[0]
+        assert not torch.equal(own, drawn)
+        written = read_mask(tmp_path / "masks" / f"{path.stem}_segmentation.png")
+        assert np.array_equal(written, restore_original(own, image.size).numpy())
+        found = model.segment(path, box=(24, 18, 72, 36))  # of 96 x 72 pixels
+        assert found.box_source == "user"
+        assert np.array_equal(found.mask, restore_original(drawn, image.size).numpy())
 
 
 def test_without_a_detector_boxes_come_from_the_masks(

@@ -12,7 +12,7 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.learn.levels import lower_parameters, upper_parameters
+from amsam_med.learn.levels import lower_parameters, set_trainable, upper_parameters
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.model.build import Adapted
@@ -79,12 +79,16 @@ def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor) -> No
 def test_what_is_encoded_below_the_adapted_parts_stands_in_for_its_image(
     base: str, adapts: Adapted, images: Tensor
 ) -> None:
-    network = build_amsam(base, input_size=64, adapts=adapts).eval()
+    network = set_trainable(build_amsam(base, input_size=64, adapts=adapts)).eval()
     with torch.no_grad():
         encoded = network.frozen_encoder(images)
         assert encoded.shape[0] == 3
         assert encoded.shape[2:] == (4, 4)
         assert torch.equal(network(encoded, BOXES), network(images, BOXES))
+    network(encoded, BOXES).square().mean().backward()
+    adapted = [parameter for name, parameter in lower_parameters(network).items() if name.startswith("image_encoder.")]
+    assert adapted
+    assert all(parameter.grad is not None for parameter in adapted)
 
 
 def test_a_network_trains_of_its_encoder_what_it_is_asked_to() -> None:
