@@ -53,7 +53,7 @@ def box_from_mask(mask: Tensor) -> Tensor | None:
 
 
 def largest_parts(mask: Tensor, share: float) -> Tensor:
-    """The connected parts of a mask that have at least a share of the largest one's area.
+    """The connected parts of a mask (corners connect) that have at least a share of the largest one's area.
 
     Args:
         mask: ``(H, W)`` on the CPU, the object where it is not zero.

@@ -391,8 +391,10 @@ def _panel_row(item: Mapping[str, Any], network: AmSam, inferer: PromptInferer) 
     truth: Tensor = item[Keys.LABEL]  # uint8 (1, H, W)
     size, input_size = (truth.shape[-2], truth.shape[-1]), (network.input_size, network.input_size)
     boxes = None
-    if inferer.detector is None and (box_in_original := box_from_mask(truth[0])) is not None:
-        boxes = scale_boxes(box_in_original, size, input_size)[None]  # as in training without a detector
+    # As D2 was scored: without a detector by the label's box, but for a network that makes its own.
+    is_by_label = inferer.detector is None and network.settings["prompt"] != "own"
+    if is_by_label and (box_in_original := box_from_mask(truth[0])) is not None:
+        boxes = scale_boxes(box_in_original, size, input_size)[None]
     device = next(network.parameters()).device
     found = inferer.predict(item[Keys.IMAGE][None].to(device), network, None if boxes is None else boxes.to(device))
     mask_logits = found.mask_logits[0].cpu()

@@ -50,6 +50,14 @@ def test_small_parts_of_a_mask_can_be_left_out() -> None:
     assert not largest_parts(0 * mask, 0.5).any()
 
 
+def test_parts_that_touch_are_one_part_whatever_their_classes() -> None:
+    mask = torch.zeros(12, 12, dtype=torch.uint8)
+    mask[0:3, 0:3], mask[3:5, 3:5], mask[0:3, 3:5] = 1, 1, 2  # 9, 4 (by a corner and by a side) and 6 pixels
+    assert int(largest_parts(mask, 1.0).sum()) == 19
+    mask[0:3, 3:5] = 0
+    assert int(largest_parts(mask, 1.0).sum()) == 13  # corners touch
+
+
 def test_an_empty_mask_has_no_box() -> None:
     assert box_from_mask(torch.zeros(5, 7)) is None
 

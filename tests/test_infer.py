@@ -16,7 +16,7 @@ from amsam_med.bundle import open_bundle
 from amsam_med.data.readers import read_image
 from amsam_med.data.transforms import prepare_image, restore_original
 from amsam_med.errors import ConfigError, WeightsError
-from amsam_med.infer import Flag, PromptInferer, judge_masks
+from amsam_med.infer import Flag, PromptInferer, follow_prompts, judge_masks
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import Prediction
 from amsam_med.segment import SegmentOptions, segment
@@ -87,6 +87,18 @@ def test_a_network_without_prompt_is_not_given_a_box():
     assert PromptInferer(detector).predict(IMAGES, network).boxes is None
 
 
+def test_a_network_of_its_own_boxes_is_not_given_the_detectors_but_obeys_a_persons():
+    network = build_amsam("tiny", input_size=TINY_SIZE, prompt="own").eval()
+    assert PromptInferer(detector).predict(IMAGES, network).box_sources == ["none"] * 3
+    assert PromptInferer(detector).predict(IMAGES, network, BOXES).box_sources == ["user"] * 3
+
+
+def test_no_result_keeps_a_graph(network: AmSam):
+    for answer in (PromptInferer(detector).predict(IMAGES, network), follow_prompts(network, IMAGES, BOXES)):
+        assert not answer.mask_logits.requires_grad
+        assert not answer.predicted_iou.requires_grad
+
+
 def test_the_predicted_iou_is_a_number_between_0_and_1(network: AmSam):
     trust = PromptInferer(detector).predict(IMAGES, network).predicted_iou
     assert trust.shape == (3,)
@@ -99,6 +111,39 @@ def squares(*sides: int, sureness: float = 10.0) -> Tensor:
     for mask, side in zip(masks, sides, strict=True):
         mask[:side, :side] = 1
     return sureness * torch.stack([1 - masks, masks], dim=1)
+
+
+@pytest.mark.parametrize(("trust", "told"), [(1.3, 1.0), (-0.2, 0.0)])
+def test_the_predicted_iou_is_cut_to_0_and_1_and_a_threshold_of_0_keeps_every_mask(trust: float, told: float):
+    answer = BoxFollower(squares(8, 8, 8), squares(8, 8, 8), [[trust, trust]] * 3)
+    found = PromptInferer(nothing_below=0.0).predict(IMAGES, answer)  # type: ignore[arg-type]
+    assert found.predicted_iou.tolist() == [told] * 3
+    assert found.flags == [()] * 3
+
+
+@pytest.mark.parametrize(("bottom", "is_flagged"), [(20, True), (21, False)])  # IoU 20/32 = 0.625 and 21/32 = 0.656
+def test_a_box_disagrees_below_an_iou_of_65_hundredths(bottom: float, is_flagged: bool):
+    boxes = torch.tensor([[0.0, 0.0, 32.0, bottom]])
+    found = PromptInferer().predict(IMAGES[:1], Fixed(squares(8)), boxes)  # type: ignore[arg-type]
+    assert (Flag.BOX_MASK_DISAGREE in found.flags[0]) is is_flagged
+
+
+@pytest.mark.parametrize(("chance", "is_flagged"), [(0.77, True), (0.80, False)])
+def test_a_mask_is_unsure_below_a_dice_of_88_hundredths(chance: float, is_flagged: bool):
+    """An image that is object all over with this probability: Dice 2 p / (p + 1), 0.870 and 0.889."""
+    logits = torch.tensor([1 - chance, chance]).log().view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    found = PromptInferer().predict(IMAGES[:1], Fixed(logits))  # type: ignore[arg-type]
+    assert float(found.certainty) == pytest.approx(2 * chance / (chance + 1))
+    assert (Flag.UNSURE_MASK in found.flags[0]) is is_flagged
+
+
+def test_certainty_is_of_all_classes_together():
+    logits = torch.zeros(1, 3, 16, 16)
+    logits[0, 1, :8], logits[0, 2, 8:] = 3.0, 3.0  # two objects and no background
+    chance = 1 - 1 / (2 + torch.tensor(3.0).exp())
+    certainty, agreement = judge_masks(logits, Detections(BOXES[2:], torch.ones(1), torch.tensor([True])), TINY_SIZE)
+    assert float(certainty) == pytest.approx(float(2 * chance / (chance + 1)), abs=0.01)
+    assert float(agreement) == 1
 
 
 def test_a_box_that_is_not_the_masks_disagrees():
@@ -189,6 +234,9 @@ def test_a_mask_that_is_trusted_too_little_is_nothing_unless_a_person_drew_its_b
     found = PromptInferer(nothing_below=0.6).predict(IMAGES, network)
     assert [bool((mask.argmax(dim=0) == 1).any()) for mask in found.mask_logits] == [True, False, False]
     assert found.certainty[1:].tolist() == [0, 0]
+    for mask, kept in zip(found.mask_logits[1:], logits[1:], strict=True):
+        assert torch.equal(mask[0], kept[0])
+        assert torch.equal(mask[0] - mask[1], torch.full((16, 16), 10.0))
     assert found.flags == [(), (Flag.NOTHING_FOUND,), (Flag.NOTHING_FOUND,)]
     overruled = PromptInferer(detector, rival_margin=1.0, nothing_below=0.6).predict(IMAGES, network)
     assert overruled.box_sources == ["detector", "detector", "not found"]
@@ -248,6 +296,16 @@ def test_an_object_that_no_view_shows_is_not_found(network: AmSam):
     nothing = Detections(full_image_box((TINY_SIZE, TINY_SIZE))[None], torch.zeros(1), torch.tensor([False]))
     found = PromptInferer(lambda image: nothing, "mirror").predict(IMAGES[:1], network)
     assert found.box_sources == ["not found"]
+    assert found.boxes is not None
+    assert bool(found.boxes.isfinite().all())
+
+
+def test_an_object_that_one_view_shows_is_found(network: AmSam):
+    seen = Detections(torch.tensor([[8.0, 0.0, 32.0, 16.0]]), torch.tensor([0.5]), torch.tensor([True]))
+    unseen = Detections(full_image_box((TINY_SIZE, TINY_SIZE))[None], torch.zeros(1), torch.tensor([False]))
+    answers = [seen, unseen]
+    found = PromptInferer(lambda image: answers.pop(0), "mirror").predict(IMAGES[:1], network)
+    assert (found.box_sources, found.boxes.tolist()) == (["detector"], seen.boxes.tolist())
 
 
 def test_unknown_views_are_refused():

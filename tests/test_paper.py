@@ -46,6 +46,13 @@ def test_what_our_training_takes_from_the_paper_is_as_printed(bundle: str) -> No
     assert as_configured(bundle, "train.yaml").items() >= printed.items()
 
 
+@pytest.mark.parametrize(("bundle", "views"), [("amsam_isic", "all"), ("amsam_body", "mirror")])
+def test_where_our_training_differs_from_the_paper_it_is_as_the_method_page_says(bundle: str, views: str) -> None:
+    ours = {"epochs": 30, "lower_rate": 1e-3, "upper_rate": 2e-4, "encoder_rate": 3e-4, "shots": 8, "base": "tiny"}
+    ours |= {"views": views, "box_choice": "vote", "adapts": "decoder", "pull": 0.0, "input_size": 256}
+    assert as_configured(bundle, "train.yaml").items() >= ours.items()
+
+
 def test_what_is_set_reaches_the_network(training: BundleParser) -> None:
     chosen = {"rank": 2, "alpha": 0.4, "calibration": "learned", "prompt": "box+point"}
     for name, value in chosen.items():
@@ -80,6 +87,32 @@ def test_both_levels_have_adamw_as_printed(level: str, rate: float, training: Bu
     assert type(optimizer) is torch.optim.AdamW
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (0.9, 0.999), 0.1)
+
+
+@pytest.mark.parametrize(("pull", "decay"), [(0.0, 0.1), (0.01, 0.0)])
+def test_a_pull_takes_the_place_of_the_decay_of_w_alone(pull: float, decay: float, training: BundleParser) -> None:
+    training.set_value("pull", pull)
+    lower, upper = (training.get_parsed_content(f"{level}::optimizer") for level in ("lower", "upper"))
+    assert lower.param_groups[0]["weight_decay"] == decay
+    assert len(lower._optimizer_step_pre_hooks) == (pull > 0)
+    assert upper.param_groups[0]["weight_decay"] == 0.1
+    assert not upper._optimizer_step_pre_hooks
+
+
+def test_what_is_adapted_of_the_encoder_is_trained_at_its_own_rate_on_what_lies_below(training: BundleParser) -> None:
+    training.set_value("adapts", "neck")
+    training.set_value("encoder_rate", 7e-4)
+    encoder = training.get_parsed_content("core").image_encoder
+    assert training.get_parsed_content("lower::dataset")[0]["image"].shape[0] == encoder.feature_channels
+    groups = training.get_parsed_content("lower::optimizer").param_groups
+    assert [group["lr"] for group in groups] == [5e-3, 7e-4]
+
+
+def test_every_draw_follows_the_seed_and_the_levels_draw_apart(training: BundleParser) -> None:
+    training.set_value("seed", 5)
+    seeds = [training.get_parsed_content(f"{part}::sampler").seed for part in ("train", "upper")]
+    reseeding, bi_level = training.get_parsed_content("train::handlers")[:2]
+    assert (*seeds, reseeding.seed, bi_level._upper_batches.seed) == (5, 6, 5, 5)
 
 
 @pytest.mark.parametrize(("level", "rate"), [("lower", 5e-3), ("upper", 1e-3)])
@@ -119,6 +152,7 @@ def test_the_best_epoch_on_d2_is_kept(training: BundleParser) -> None:
     assert training.as_written("val_interval") == 1  # none is passed over
     scored = [evaluator.data_loader.dataset[i]["index"] for i in range(len(evaluator.data_loader.dataset))]
     assert scored == [0, 1]  # each image of D2 once, without views
+    assert training.get_parsed_content("validate::key_metric")["d2_dice"].metric_fn.include_background  # all classes
     assert evaluator.data_loader.dataset.dataset is training.get_parsed_content("upper::dataset")
 
 
@@ -154,6 +188,16 @@ def test_a_point_in_the_middle_of_a_pixel_is_the_point_that_sam_would_get() -> N
     sparse, _ = ours(1, None, torch.tensor([[[10.5, 20.5], [30.5, 7.5]]]), labels)
     expected, _ = sam(points=(torch.tensor([[[10.0, 20.0], [30.0, 7.0]]]), labels), boxes=None, masks=None)
     torch.testing.assert_close(sparse, expected)
+
+
+def test_an_earlier_mask_takes_the_place_of_the_prompt_embedding_as_in_sam() -> None:
+    ours = PromptEncoder(input_size=64)
+    sam = SamPromptEncoder(256, (4, 4), (64, 64), 16)
+    sam.load_state_dict(ours.state_dict())
+    earlier = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    _, dense = ours(2, None, None, None, earlier)
+    _, expected = sam(points=None, boxes=None, masks=earlier)
+    torch.testing.assert_close(dense, expected)
 
 
 def test_the_prompt_embedding_is_added_at_every_position() -> None:

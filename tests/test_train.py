@@ -5,20 +5,29 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
+from amsam_med import open_model, segment
 from amsam_med import train as train_module
 from amsam_med.boxes import box_from_mask
+from amsam_med.bundle import open_bundle, training_overrides
 from amsam_med.checkpoint import read_adapter
 from amsam_med.data.readers import read_mask
+from amsam_med.data.transforms import restore_original
 from amsam_med.errors import ConfigError, DataError, WeightsError
+from amsam_med.model import AmSam
+from amsam_med.model.amsam import Prediction
 from amsam_med.plots import PanelRow
+from amsam_med.threads import kept_threads
 from amsam_med.train import TrainOptions, TrainResult, train
+from tests.small_bundle import INPUT_SIZE
 
 FILES = {
     "adapter.safetensors",
@@ -230,6 +239,87 @@ def test_without_prompts_no_detector_is_needed_and_no_box_is_used(
     assert [row.box for row in rows] == [None, None]
     assert read_adapter(result.adapter)[0]["prompt"] == "none"
     assert json.loads((tmp_path / "split.json").read_text())["settings"]["detector_sha256"] is None
+
+
+class OwnBoxRun(NamedTuple):
+    """A run of prompt ``own``.
+
+    Attributes:
+        result: Its outcome.
+        boxes: Those of each call of the network in training mode: lower and upper step in turn.
+        scored: Those of each call in evaluation mode: D2 after each epoch, and the panel.
+        rows: Of its panel.
+    """
+
+    result: TrainResult
+    boxes: list[Tensor | None]
+    scored: list[Tensor | None]
+    rows: list[PanelRow]
+
+
+@pytest.fixture(scope="module")
+def by_own_boxes(tiny_bundle: Path, labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OwnBoxRun:
+    boxes, scored, rows, predict = [], [], [], AmSam.predict
+
+    def noted(network: AmSam, image: Tensor, boxes_in_input: Tensor | None = None, *more: Any) -> Prediction:
+        (boxes if network.training else scored).append(boxes_in_input)
+        return predict(network, image, boxes_in_input, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AmSam, "predict", noted)
+        patch.setattr(train_module, "draw_panel", lambda drawn, _path: rows.extend(drawn))
+        result = run(tiny_bundle, labelled_folder, tmp_path_factory.mktemp("own") / "run", shots=6, prompt="own")
+    return OwnBoxRun(result, boxes, scored, rows)
+
+
+def test_prompt_own_shows_the_lower_level_every_other_box_and_the_upper_level_none(by_own_boxes: OwnBoxRun) -> None:
+    lower, upper = by_own_boxes.boxes[::2], by_own_boxes.boxes[1::2]
+    assert len(lower) == len(upper) == 6  # two epochs of three
+    assert 0 < sum(box is None for box in lower) < 6
+    assert all(box is None for box in upper)
+
+
+def test_prompt_own_is_scored_and_shown_without_boxes(by_own_boxes: OwnBoxRun) -> None:
+    assert len(by_own_boxes.scored) == 2 + 3  # all of D2 after each epoch, and each row of the panel
+    assert all(box is None for box in by_own_boxes.scored)
+    assert [row.box for row in by_own_boxes.rows] == [None] * 3
+
+
+def test_the_boxes_that_prompt_own_learns_from_are_the_masks_moved_a_little(
+    tiny_bundle: Path, labelled_folder: Path
+) -> None:
+    given = training_overrides(TrainOptions(str(tiny_bundle), {"prompt": "own", "shots": 4, "views": "none"}))
+    parser = open_bundle(tiny_bundle, "train", {**given, "dataset_dir": str(labelled_folder)})
+    assert parser.get_parsed_content("detector") is None
+    lower, upper = (parser.get_parsed_content(f"{level}::dataset") for level in ("lower", "upper"))
+    assert (lower.box_jitter, lower.box_dropout) == (0.1, 0.5)
+    assert (upper.box_jitter, upper.box_dropout) == (0.0, 1.0)
+    for item in lower:
+        moved = item["box"] - box_from_mask(item["label"][0])
+        assert 0 < moved.abs().max() < INPUT_SIZE / 3
+
+
+def test_an_adapter_of_prompt_own_segments_as_its_network_does_and_obeys_a_drawn_box(
+    by_own_boxes: OwnBoxRun, tiny_bundle: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    adapter, base = by_own_boxes.result.adapter, tiny_bundle / "base.safetensors"
+    chosen = {"bundle": str(tiny_bundle), "adapter": str(adapter), "base_weights": str(base), "device": "cpu"}
+    model = open_model(**chosen, overrides={"rival_margin": 0.1, "nothing_below": 0.9})  # of the bundle's own model
+    assert (model.inferer.detector, model.inferer.rival_margin, model.inferer.nothing_below) == (None, None, 0.0)
+    assert model.digests["detector"] is None
+    assert segment(labelled_folder / "images", tmp_path, formats=("png",), **chosen).done == 6
+    for path in sorted((labelled_folder / "images").iterdir()):
+        image = model.prepare(path)
+        with torch.no_grad(), kept_threads():
+            torch.set_num_threads(1)  # as images are segmented: to the last bit
+            own = model.network.predict(image.inputs[None]).mask_logits[0]
+            drawn = model.network.predict(image.inputs[None], torch.tensor([[16.0, 16.0, 48.0, 32.0]])).mask_logits[0]
+        assert not torch.equal(own, drawn)
+        written = read_mask(tmp_path / "masks" / f"{path.stem}_segmentation.png")
+        assert np.array_equal(written, restore_original(own, image.size).numpy())
+        found = model.segment(path, box=(24, 18, 72, 36))  # of 96 x 72 pixels
+        assert found.box_source == "user"
+        assert np.array_equal(found.mask, restore_original(drawn, image.size).numpy())
 
 
 def test_without_a_detector_boxes_come_from_the_masks(

@@ -78,6 +78,18 @@ def test_squashing_is_antialiased() -> None:
     assert (inner - 0.5).abs().max() < 0.01
 
 
+def test_squashing_is_bilinear() -> None:
+    """Pillow's fixed point and torch's floating point agree to a grey value."""
+    pixels = torch.randint(0, 256, (3, 40, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = torch.nn.functional.interpolate(pixels[None].float(), (16, 16), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(prepare_image(pixels, 16) * 255, plain, rtol=0, atol=1.01)
+
+
+def test_the_input_has_256_pixels_a_side_by_default(pair: dict[str, str]) -> None:
+    assert prepare_image(np.zeros((3, 2, 2), np.uint8)).shape == (3, 256, 256)
+    assert preprocessing()(pair)["image"].shape == (3, 256, 256)
+
+
 @pytest.mark.parametrize("size", [8, 32])
 def test_a_label_takes_the_nearest_pixel(size: int) -> None:
     mask = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
@@ -180,6 +192,13 @@ def test_logits_and_label_meet_at_the_size_of_the_logits() -> None:
     item = LogitsToMaskd("pred")({"pred": logits_of(torch.tensor([[0, 1], [1, 1]])), "label": label})
     assert item["pred"].tolist() == [[[0, 1], [1, 1]]]
     assert item["label"].tolist() == [[[0, 1], [0, 1]]]
+
+
+def test_a_label_is_scored_by_the_pixels_nearest_to_the_centres_of_the_logits() -> None:
+    label = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    label[0, :, 2] = label[0, :, 6] = 1  # the pixels around 1/4 and 3/4, as the loss has them
+    item = LogitsToMaskd("pred")({"pred": torch.zeros(2, 2, 2), "label": label})
+    assert item["label"].tolist() == [[[1, 1], [1, 1]]]
 
 
 def test_each_class_gets_a_channel_and_the_background_none() -> None:

@@ -181,6 +181,14 @@ def test_embeddings_can_enter_a_graph(encoder: CountingEncoder, images: Tensor) 
     assert weight.grad.abs().min() > 0
 
 
+def test_embeddings_are_kept_in_float32_whatever_the_encoder_computes_in(images: Tensor) -> None:
+    class Halving(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image[:, :, ::16, ::16].half()
+
+    assert EmbeddingCache(Halving()).get(images).dtype == torch.float32
+
+
 def test_a_batch_of_no_image_is_refused(encoder: CountingEncoder) -> None:
     with pytest.raises(ConfigError, match="1 or more"):
         EmbeddingCache(encoder, batch_size=0)
@@ -273,6 +281,10 @@ def test_jitter_is_drawn_anew_from_the_global_generator(encoder: CountingEncoder
     assert torch.equal(data[0]["box"], first)
     assert not torch.equal(first, second)
     assert torch.equal(data[0]["label"], dataset(encoder)[0]["label"])
+    torch.manual_seed(4)
+    half_as_far = dataset(encoder, box_jitter=0.05)[0]["box"]
+    still = dataset(encoder)[0]["box"]
+    torch.testing.assert_close(half_as_far - still, (first - still) / 2)
 
 
 def test_a_share_of_boxes_is_withheld_and_drawn_anew(encoder: CountingEncoder) -> None:
@@ -307,6 +319,19 @@ def test_a_withheld_box_does_not_reach_the_network(share: float, named: set[str]
     assert all(value.equal(batch["box"]) for value in given.values())
     del batch[HAS_BOX]
     assert set(PrepareBoxes()(batch, "cpu")[3]) == {"boxes"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_image_decides_whether_a_batch_has_boxes(first: bool, encoder: CountingEncoder) -> None:
+    (batch,) = DataLoader(dataset(encoder, views="none"), batch_size=2)
+    *_, given = PrepareBoxes()({**batch, HAS_BOX: torch.tensor([first, not first])}, "cpu")
+    assert ("boxes" in given) is first
+
+
+def test_the_share_of_withheld_boxes_is_the_one_asked_for(encoder: CountingEncoder) -> None:
+    data = dataset(encoder, count=4, box_dropout=0.9)
+    torch.manual_seed(0)
+    assert sum(item[HAS_BOX] for item in data) <= 8  # of 32 items
 
 
 def test_what_is_done_to_an_item_stays_there(encoder: CountingEncoder) -> None:

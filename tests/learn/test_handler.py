@@ -212,6 +212,32 @@ def test_the_upper_loss_is_recorded_after_every_iteration(toy_network: Build) ->
     assert all(0 < loss < 5 for loss in recorded)
 
 
+def test_the_recorded_upper_loss_is_that_before_the_step(toy_network: Build) -> None:
+    run = Run(toy_network(), epochs=1, counts=(2, 2))
+    run.lower_data.jitter = run.upper_data.jitter = 0.0
+    seen: list[dict[str, Tensor]] = []
+    run.upper_optimizer.register_step_pre_hook(lambda *_: seen.append(state_of(run.network)))
+    run.trainer.run()
+    (state,), network = seen, toy_network()
+    lower = {name: state[name] for name in lower_parameters(network)}
+    before = loss_of_all(network, run.upper_data)(lower, {PROMPT: state[PROMPT]})
+    assert run.trainer.state.metrics["upper_loss"] == pytest.approx(before.item(), rel=1e-6)
+
+
+def test_each_level_has_its_own_loss_and_the_upper_one_may_prepare_batches_in_its_own_way(toy_network: Build) -> None:
+    run, used = Run(toy_network(), epochs=1, kind="exact", counts=(2, 2)), []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: used.append(name) or function(*given, **named)
+
+    run.trainer.loss_function = noted("lower loss", run.trainer.loss_function)
+    run.bi_level.loss_function = noted("upper loss", run.bi_level.loss_function)
+    run.bi_level.prepare_batch = noted("prepare", run.trainer.prepare_batch)
+    run.trainer.run()
+    # The lower loss also in the virtual step; both of the upper step's batches are prepared by the handler.
+    assert {name: used.count(name) for name in used} == {"lower loss": 2, "upper loss": 1, "prepare": 2}
+
+
 def test_both_rates_follow_their_own_polynomial(toy_network: Build) -> None:
     run = Run(toy_network(), epochs=2)
     run.trainer.run()

@@ -93,6 +93,22 @@ def test_unrolled_agrees_with_exact_where_the_loss_is_not_quadratic() -> None:
     assert not torch.allclose(first_order(loss, lower, upper)["a"], by_calculus, rtol=1e-2)
 
 
+def test_the_finite_difference_is_over_a_hundredth_in_the_space_of_all_weights() -> None:
+    """For a (u^3 + w^3) / 6 it differs from the derivative by R^2 (v_u^3 + v_w^3) / 6, with R = 0.01 / |v|."""
+
+    def lower_loss(lower: Parameters, upper: Parameters) -> Tensor:
+        return upper["a"] * (lower["u"] ** 3 + lower["w"] ** 3) / 6
+
+    def upper_loss(lower: Parameters, _upper: Parameters) -> Tensor:
+        return 3 * lower["u"] + 4 * lower["w"]  # v = (3, 4)
+
+    lower = {"u": torch.tensor(1.0, dtype=torch.float64), "w": torch.tensor(2.0, dtype=torch.float64)}
+    upper = {"a": torch.tensor(1.0, dtype=torch.float64)}
+    by_difference, by_calculus = (look(lower_loss, upper_loss, lower, upper, STEP)["a"] for look in (unrolled, exact))
+    radius = 0.01 / 5
+    assert float(by_calculus - by_difference) == pytest.approx(STEP * radius**2 * (3**3 + 4**3) / 6, rel=1e-4)
+
+
 def test_weights_and_prompts_are_left_as_they_were(quadratic: Quadratic) -> None:
     w, a = quadratic.lower["w"].clone(), quadratic.upper["a"].clone()
     leaves = ({"w": quadratic.lower["w"].requires_grad_()}, {"a": quadratic.upper["a"].requires_grad_()})

@@ -19,6 +19,7 @@ from amsam_med.learn.levels import (
 from amsam_med.model import build_amsam
 
 Build = Callable[[], nn.Module]
+SPLIT_OF_EIGHT = ([4, 1, 5, 2], [0, 3, 7, 6])
 
 
 def test_what_is_adapted_of_the_encoder_has_a_rate_of_its_own() -> None:
@@ -65,6 +66,17 @@ def test_a_pull_is_the_gradient_of_the_squared_distance_to_the_start() -> None:
     assert not torch.allclose(pulled, start)
 
 
+def test_what_no_loss_reaches_is_not_pulled_either() -> None:
+    """As SAM's IoU head, of which Eq. 5 says nothing."""
+    reached, unreached = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = pulled_to_start(torch.optim.AdamW([reached, unreached], lr=0.1, weight_decay=0.0), 0.3)
+    reached.square().sum().backward()
+    optimizer.step()
+    assert unreached.grad is None
+    assert unreached.tolist() == [1.0, 1.0]
+    assert not reached.equal(unreached)
+
+
 def test_no_pull_leaves_the_optimizer_as_it_is_and_a_negative_one_is_refused() -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     assert pulled_to_start(optimizer, 0.0) is optimizer
@@ -93,6 +105,7 @@ def test_set_trainable_lets_exactly_both_levels_require_gradients(toy_network: B
 def test_a_frozen_encoder_keeps_its_statistics_when_the_trainer_asks_for_training_mode(toy_network: Build) -> None:
     network = toy_network()
     set_trainable(network)
+    assert not network.image_encoder.training
     before = network.image_encoder[1].running_mean.clone()
     network.train()
     network(torch.rand(2, 3, 64, 64))
@@ -160,6 +173,7 @@ def test_the_seed_alone_decides_the_halves() -> None:
     draws = {tuple(split_levels(range(8), seed)[0]) for seed in range(20)}
     assert len(draws) > 10
     assert split_levels(range(8), 3) == split_levels(list(range(8)), 3)
+    assert split_levels(range(8), 0) == SPLIT_OF_EIGHT  # a later version repeats a run of this one
 
 
 def test_one_example_cannot_be_split() -> None:

@@ -98,6 +98,11 @@ def test_a_mask_of_0_and_255_is_refused_with_the_fix() -> None:
         SegmentationLoss()(torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 255))
 
 
+def test_the_first_id_beyond_the_classes_is_refused() -> None:
+    with pytest.raises(DataError, match="class id 2; expected ids 0"):
+        SegmentationLoss()(torch.zeros(1, 2, 4, 4), torch.full((1, 1, 4, 4), 2))
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 1, 4, 4), (1, 4, 4)])
 def test_a_label_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="one channel"):

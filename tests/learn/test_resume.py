@@ -89,6 +89,13 @@ def put(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def trained_on(state: dict[str, Any], epochs: int) -> None:
+    """Claim some epochs, in trainer and history alike."""
+    rows = state["record"]["history"]
+    state["record"]["history"] = [{**rows[0], "epoch": epoch} for epoch in range(1, epochs + 1)]
+    state["trainer"]["iteration"] = STEPS * epochs
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -119,6 +126,10 @@ def put(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (put("record", "history", 0, "lower_loss", to=float("nan")), "entry 'history.0.lower_loss'"),
         (put("record", "history", 0, "=HYPERLINK()", to=1), "entry 'history.0.=HYPERLINK()'"),
         (put("trainer", "iteration", to=3), "3 steps of 2 an epoch"),
+        (put("trainer", "iteration", to=5), "5 steps of 2 an epoch"),
+        (lambda state: trained_on(state, 4), "8 steps of 2 an epoch, and a history of 4 epochs in a run of 3"),
+        (put("lower_optimizer", "state", 1, to={}), "lower_optimizer.state has an entry 1"),
+        (put("lower_optimizer", "param_groups", 0, "amsgrad", to=1), "amsgrad is 1; expected False"),
         (put("trainer", "iteration", to=-4), "entry 'iteration'"),
         (put("trainer", "epoch_length", to=0), "entry 'epoch_length'"),
         (put("trainer", "max_epochs", to=99), "in a run of 3"),
@@ -174,6 +185,18 @@ def test_a_packed_checkpoint_is_not_unpacked(state: dict[str, Any], tmp_path: Pa
     ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name) if name.endswith("pkl") else bytes(1 << 22))
+    assert "packed otherwise than torch does" in refuse(tmp_path / "checkpoint.pt")
+
+
+def test_members_that_share_their_bytes_are_not_read(state: dict[str, Any], tmp_path: Path) -> None:
+    """A list of members that all name the same bytes is a bomb without packing."""
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with zipfile.ZipFile(tmp_path / "checkpoint.pt", "a") as archive:
+        archive.writestr("more", bytes(1 << 12))
+        for number in range(8):
+            again = copy.copy(archive.getinfo("more"))
+            again.filename = f"more{number}"
+            archive.filelist.append(again)
     assert "packed otherwise than torch does" in refuse(tmp_path / "checkpoint.pt")
 
 

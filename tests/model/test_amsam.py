@@ -12,7 +12,7 @@ from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
 from amsam_med.errors import ConfigError, DataError
-from amsam_med.learn.levels import lower_parameters, upper_parameters
+from amsam_med.learn.levels import lower_parameters, set_trainable, upper_parameters
 from amsam_med.model import AmSam, build_amsam
 from amsam_med.model.amsam import CENTRAL_SHARES, Prediction, _mean_dice_with_others
 from amsam_med.model.build import Adapted
@@ -31,27 +31,28 @@ def tiny() -> AmSam:
     return build_amsam("tiny", input_size=64).eval()
 
 
-def _compose_sam(network: AmSam, images: Tensor) -> Tensor:
-    """What a reader of segment_anything would write: its own prompt encoder and decoder, one image at a time."""
+def _compose_sam(network: AmSam, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks and predicted IoU of segment_anything's own prompt encoder and decoder, one image at a time."""
     prompt_encoder = SamPromptEncoder(256, (4, 4), (64, 64), 16)
     prompt_encoder.load_state_dict(network.prompt_encoder.state_dict())
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     decoder = SamMaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=1)
     decoder.load_state_dict(network.mask_decoder.state_dict())
-    masks = []
+    masks, ious = [], []
     for image in images:
         sparse, dense = prompt_encoder(points=None, boxes=None, masks=None)
         embedding = network.image_encoder(image[None])
-        mask, _ = decoder.predict_masks(embedding, prompt_encoder.get_dense_pe(), sparse, dense)
+        mask, iou = decoder.predict_masks(embedding, prompt_encoder.get_dense_pe(), sparse, dense)
         masks.append(mask)
-    return torch.cat(masks)
+        ious.append(iou)
+    return torch.cat(masks), torch.cat(ious)
 
 
 @pytest.mark.parametrize("base", ["tiny", "vit_b"])
 def test_without_box_and_calibration_the_network_is_sam(base: str, images: Tensor) -> None:
     network = build_amsam(base, input_size=64, rank=0, calibration="none").eval()
     with torch.no_grad():
-        torch.testing.assert_close(network(images), _compose_sam(network, images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tuple(network.predict(images)), _compose_sam(network, images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_never_mixes_patients(tiny: AmSam, images: Tensor) -> None:
@@ -78,12 +79,16 @@ def test_an_embedding_stands_in_for_its_image(tiny: AmSam, images: Tensor) -> No
 def test_what_is_encoded_below_the_adapted_parts_stands_in_for_its_image(
     base: str, adapts: Adapted, images: Tensor
 ) -> None:
-    network = build_amsam(base, input_size=64, adapts=adapts).eval()
+    network = set_trainable(build_amsam(base, input_size=64, adapts=adapts)).eval()
     with torch.no_grad():
         encoded = network.frozen_encoder(images)
         assert encoded.shape[0] == 3
         assert encoded.shape[2:] == (4, 4)
         assert torch.equal(network(encoded, BOXES), network(images, BOXES))
+    network(encoded, BOXES).square().mean().backward()
+    adapted = [parameter for name, parameter in lower_parameters(network).items() if name.startswith("image_encoder.")]
+    assert adapted
+    assert all(parameter.grad is not None for parameter in adapted)
 
 
 def test_a_network_trains_of_its_encoder_what_it_is_asked_to() -> None:
@@ -130,6 +135,9 @@ def test_prompt_none_ignores_boxes_and_box_plus_point_adds_the_centre(tiny: AmSa
         torch.testing.assert_close(networks["none"](images, BOXES), tiny(images))
         by_hand = tiny(images, BOXES, centres, torch.ones(3, 1))
         torch.testing.assert_close(networks["box+point"](images, BOXES), by_hand)
+        beside, not_on_it = torch.full((3, 1, 2), 60.0), torch.zeros(3, 1)
+        by_hand = tiny(images, BOXES, torch.cat([beside, centres], dim=1), torch.tensor([[0.0, 1.0]]).expand(3, -1))
+        torch.testing.assert_close(networks["box+point"](images, BOXES, beside, not_on_it), by_hand)
 
 
 class Decoder:
@@ -148,7 +156,8 @@ class Decoder:
         turn = len(self.boxes)
         self.boxes.append(boxes)
         logits, trust = torch.where(self.masks[turn], 5.0, -5.0), self.trusted[turn]
-        return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([0 * trust, trust], dim=1))
+        # The background's mask is trusted where the object's is not: it must not count.
+        return Prediction(torch.stack([-logits, logits], dim=1), torch.stack([1 - trust, trust], dim=1))
 
 
 CANDIDATES = 2 + len(CENTRAL_SHARES)

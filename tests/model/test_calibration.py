@@ -58,6 +58,13 @@ def test_blending_by_hand() -> None:
     assert blend_masks(torch.tensor(10.0), torch.tensor(20.0), alpha=0.7) == pytest.approx(13.0)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_one_mask_alone_may_count(alpha: float) -> None:
+    original, upscaled, vectors = _decoder_output()
+    expected = original if alpha else average_products(hadamard_products(upscaled, vectors), "image")
+    torch.testing.assert_close(MaskCalibration("paper", alpha)(original, upscaled, vectors), expected)
+
+
 def test_the_papers_share_is_the_default() -> None:
     decoded = _decoder_output()
     assert torch.equal(MaskCalibration()(*decoded), MaskCalibration("paper", alpha=0.7)(*decoded))
@@ -70,13 +77,14 @@ def test_a_network_is_built_with_the_share_and_the_scope_asked_for() -> None:
     assert (calibration.alpha, calibration.scope) == (0.4, "batch")
 
 
-def test_the_mask_vectors_learn_from_the_calibrated_mask_too() -> None:
+def test_both_parts_of_the_masks_learn_from_the_calibrated_mask_too() -> None:
     """With alpha 0 nothing but the products of Eq. 9 is left to learn from."""
     network = build_amsam("tiny", input_size=64, alpha=0.0)
     network(torch.rand(1, 3, 64, 64)).square().mean().backward()
-    gradient = network.mask_decoder.output_hypernetworks_mlps[1].layers[0].weight.grad
-    assert gradient is not None
-    assert gradient.abs().sum() > 0
+    decoder = network.mask_decoder
+    for part in (decoder.output_hypernetworks_mlps[1].layers[0], decoder.output_upscaling[0]):
+        assert part.weight.grad is not None
+        assert part.weight.grad.abs().sum() > 0
 
 
 def test_papers_calibration_only_rescales_the_logits_of_an_image() -> None:

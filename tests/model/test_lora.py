@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from segment_anything.modeling import TwoWayTransformer
 from torch import nn
@@ -41,6 +42,20 @@ def test_projection_equals_multiplying_by_the_adapted_weight() -> None:
 def test_at_step_zero_lora_changes_nothing() -> None:
     layer, tokens = nn.Linear(8, 6), torch.randn(2, 5, 8)
     assert torch.equal(LoraLinear(layer, rank=4)(tokens), layer(tokens))
+
+
+def test_the_frozen_parameters_are_taken_over() -> None:
+    layer = nn.Linear(8, 6)
+    adapted = LoraLinear(layer, rank=4)
+    assert adapted.weight is layer.weight
+    assert adapted.bias is layer.bias
+
+
+def test_a_starts_as_uniform_as_a_linear_layer_does() -> None:
+    """Within 1 / sqrt(C_in), as in LoRA's own code."""
+    torch.manual_seed(0)
+    largest = LoraLinear(nn.Linear(400, 4), rank=50).lora_a.abs().max().item()
+    assert largest == pytest.approx(1 / 20, rel=0.01)
 
 
 def test_only_b_receives_gradient_at_step_zero() -> None:
