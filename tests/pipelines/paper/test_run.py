@@ -287,7 +287,7 @@ def test_a_run_of_an_earlier_version_is_not_run_again(workspace: Workspace, tmp_
     assert run_cell(bench, Store(tmp_path), job, 2, 0) is None
 
 
-@pytest.mark.parametrize("name", ["few-shot", "trials", "adaptation"])
+@pytest.mark.parametrize("name", ["few-shot", "trials", "adaptation", "no-detector"])
 def test_the_document_has_the_marks(name: str, tmp_path: Path) -> None:
     document = Path(shutil.copy(REPOSITORY / "docs" / "few-shot.md", tmp_path / "page.md"))
     write_block(document, name, "new content")
