@@ -46,8 +46,8 @@ class Task:
         description: One sentence; made from ``class_name`` if it is empty.
         views: Which views of an image augment training; None for the source's. Use ``"mirror"`` for objects that are
             never upside down, such as people.
-        detector: Name or file of the detector that finds the boxes. None makes a bundle whose network
-            makes boxes itself (``prompt: own``).
+        detector: Name or file of the detector that finds the boxes. None makes a bundle that works without
+            boxes (``prompt: none``), in training and inference.
     """
 
     class_name: str = "object"
@@ -149,13 +149,13 @@ def _write(folder: Path, name: str, task: Task, root: Path, detector: Path | Non
 
 
 _WITHOUT_DETECTOR = {"adapts": "neck", "halves": "false", "pull": "0.1"}
-"""How a task without a detector is trained: what measured best with the network's own prompts (docs/few-shot.md)."""
+"""How a task without a detector is trained: what measured best on two of them (docs/few-shot.md#without-a-detector)."""
 
 
 def _entries(task: Task) -> Mapping[str, Mapping[str, str]]:
     """The entries that differ from the source, by file, in YAML."""
     # Without a detector, training would use the labels' boxes, which do not exist at inference.
-    prompt, detector = ("own", "null") if task.detector is None else ("box", _OWN_DETECTOR)
+    prompt, detector = ("none", "null") if task.detector is None else ("box", _OWN_DETECTOR)
     views = {} if task.views is None else {"views": task.views}
     rule = _WITHOUT_DETECTOR if task.detector is None else {}
     return {
@@ -231,7 +231,7 @@ def _licences(of_source: Path, name: str, source: str) -> str:
 
 def _readme(name: str, metadata: Mapping[str, Any], source: str, detector: Path | None) -> str:
     boxes = (
-        "It has no detector: the network makes boxes itself (`prompt: own`)."
+        "It has no detector: the network works without boxes (`prompt: none`), in training and inference."
         if detector is None
         else f"Its boxes come from `{_DETECTOR}`."
     )

@@ -194,7 +194,7 @@ class _TrainingChoices:
         PromptKind | None,
         Option(
             "What of the box the network sees; +point adds its centre; own and none need no detector: with own the "
-            "network makes boxes itself, with none it sees none.",
+            "network tries boxes itself, for objects near the middle of the picture; with none it sees none.",
             kind="entry",
         ),
     ] = None

@@ -53,14 +53,14 @@ def test_it_trains_segments_and_is_scored(
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["images"] == 6
 
 
-def test_without_a_detector_every_part_of_it_finds_its_own_box(source: Path, tmp_path: Path) -> None:
+def test_without_a_detector_no_part_of_it_looks_at_boxes(source: Path, tmp_path: Path) -> None:
     bundle = new_bundle(tmp_path / "ulcers", ULCERS, source)
     train, inference = values_of(bundle, "train"), values_of(bundle, "inference")
-    assert (train["prompt"], inference["network_def::prompt"]) == ("own", "own")
+    assert (train["prompt"], inference["network_def::prompt"]) == ("none", "none")
     assert train["detector_file"] is inference["detector_file"] is None
     assert (train["adapts"], train["halves"], train["pull"]) == ("neck", False, 0.1)
     assert not (bundle / "models").exists()
-    assert "prompt: own" in (bundle / "configs" / "paper.yaml").read_text()
+    assert "prompt: none" in (bundle / "configs" / "paper.yaml").read_text()
 
 
 def test_a_detector_comes_along(source: Path, tmp_path: Path) -> None:

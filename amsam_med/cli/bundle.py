@@ -40,7 +40,7 @@ def bundle() -> None:
     metavar="NAME|FILE|none",
     default="none",
     show_default=True,
-    help="Finds the boxes; its file is copied. Without one the network makes boxes itself (--prompt own).",
+    help="Finds the boxes; its file is copied. Without one the network works without boxes (--prompt none).",
 )
 def new(
     folder: Path,
@@ -79,8 +79,6 @@ def new(
     wanted = None if detector == "none" else detector
     task = Task(class_name, description, views, wanted)
     made = new_bundle(folder, task, options.trusted(source, trust_bundle))
-    boxes = (
-        "no detector: the network makes boxes itself (prompt own)" if wanted is None else "boxes of its own detector"
-    )
+    boxes = "no detector: works without boxes (prompt none)" if wanted is None else "boxes of its own detector"
     click.echo(f"{made}: {class_name}, from {source}; {boxes}")
     click.echo(f"Train it with: amsam train --data DATA -o RUN --bundle {made}")
