@@ -34,6 +34,7 @@ def source(tiny_bundle: Path, tmp_path: Path) -> Path:
 def values_of(bundle: Path, workflow: str) -> dict[str, object]:
     parser = open_bundle(bundle, workflow)  # type: ignore[arg-type]
     names = ("prompt", "views", "detector_file", "rival_margin", "nothing_below", "network_def::prompt")
+    names += ("adapts", "halves", "pull")
     return {name: parser.as_written(name) for name in names}
 
 
