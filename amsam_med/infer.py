@@ -335,7 +335,7 @@ def _concatenated(parts: Sequence[Segmentation]) -> Segmentation:
 
 def _mean_predicted_iou(prediction: Prediction) -> Tensor:
     """The mean predicted IoU of the objects' masks, float ``(B,)`` in [0, 1]."""
-    return prediction.predicted_iou[:, 1:].mean(dim=1).clamp(0, 1)
+    return prediction.object_iou.clamp(0, 1)
 
 
 def _select(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ class Prediction(NamedTuple):
     mask_logits: Tensor
     predicted_iou: Tensor
 
+    @property
+    def object_iou(self) -> Tensor:
+        """The mean predicted IoU of the objects' masks, without the background's: float ``(B,)``."""
+        return self.predicted_iou[:, 1:].mean(dim=1)
+
 
 class AmSam(nn.Module):
     """Image encoder, prompt encoder with the learned embedding A, LoRA mask decoder and mask calibration.
@@ -146,7 +151,7 @@ class AmSam(nn.Module):
             margin, side = self.input_size * (1 - share) / 2, self.input_size * (1 + share) / 2
             box = embedding.new_tensor([margin, margin, side, side])
             candidates.append(self._decode(embedding, box.expand(len(embedding), 4)))
-        trust = torch.stack([candidate.predicted_iou[:, 1:].mean(dim=1) for candidate in candidates])  # (K, B)
+        trust = torch.stack([candidate.object_iou for candidate in candidates])  # (K, B)
         is_object = torch.stack([candidate.mask_logits.argmax(dim=1) != 0 for candidate in candidates])
         score = trust * _mean_dice_with_others(is_object)
         score[1] = score[1].where(is_found, -torch.inf)  # there was no box to draw it with
